@@ -1,0 +1,1 @@
+"""Handles: what every method yields, and how they are stored and opened."""

@@ -1,0 +1,1 @@
+"""Methods: ways from a model and a request to an unlearned handle."""

@@ -1,0 +1,1 @@
+"""Objectives: one small file per family; a pure function of quantities, unreduced."""

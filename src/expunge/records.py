@@ -1,0 +1,348 @@
+"""What the rooms of the house hand to one another: rows, run configuration, manifests, results, errors.
+
+Plain data only. This file imports nothing heavy, so that the command line can check a whole configuration before
+torch is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA = 1
+
+
+# --- errors, grouped by what the person can do -------------------------------------------------------------------
+
+
+class Exit(IntEnum):
+    """Exit codes of every verb."""
+
+    DONE = 0
+    GATE = 1
+    USAGE = 2
+    ABSENT = 3
+    BROKE = 4
+    INTERRUPTED = 130
+
+
+class ExpungeError(Exception):
+    """Base of the errors below; `code` is the exit code of the command line."""
+
+    code = Exit.BROKE
+
+
+class UsageError(ExpungeError):
+    """The request as written cannot be served: change the command, the recipe or the file it names."""
+
+    code = Exit.USAGE
+
+
+class AbsentError(ExpungeError):
+    """Something that the command needs is not there: fetch, install or make it."""
+
+    code = Exit.ABSENT
+
+
+class BrokenRunError(ExpungeError):
+    """The run broke half-way; the last good checkpoint is kept and the same command resumes."""
+
+    code = Exit.BROKE
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+class Frozen(BaseModel):
+    """A record that refuses unknown fields and cannot be changed after it was made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Message(BaseModel):
+    """One turn of a conversation, as chat templates expect it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    role: str
+    content: str
+
+
+class Row(BaseModel):
+    """One thing a language model may know: a question with its answer, a text, or a conversation.
+
+    The field names are TOFU's. `entity` says whom the row is about; intervals resample entities, because rows about
+    one person are not independent. A row without one is its own entity.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    id: str = ""
+    entity: str = ""
+    question: str | None = None
+    answer: str | None = None
+    text: str | None = None
+    messages: tuple[Message, ...] | None = None
+    paraphrased_question: str | None = None
+    paraphrased_answer: str | None = None
+    perturbed_answer: tuple[str, ...] = ()
+    alternative: str | None = None
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Row:
+        shapes = [self.question is not None, self.text is not None, self.messages is not None]
+        if sum(shapes) != 1:
+            raise ValueError("a row needs exactly one of: 'question' with 'answer', 'text', or 'messages'")
+        if self.question is not None and not (self.answer or "").strip():
+            raise ValueError("missing field 'answer': a row with 'question' needs a non-empty 'answer'")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("field 'text' is empty")
+        if self.messages is not None and (
+            len(self.messages) < 2 or self.messages[-1].role != "assistant" or not self.messages[-1].content.strip()
+        ):
+            raise ValueError("'messages' must end in a non-empty turn of role 'assistant' that answers an earlier turn")
+        return self
+
+    def prompt(self) -> str:
+        """What is asked, as a person would read it; empty for a plain text."""
+        if self.question is not None:
+            return self.question
+        return self.messages[-2].content if self.messages else ""
+
+    def reference(self) -> str:
+        """What the model would say if it knew: the answer, the last assistant turn, or the text."""
+        if self.answer is not None:
+            return self.answer
+        return self.messages[-1].content if self.messages else (self.text or "")
+
+
+class AnyRow(Protocol):
+    """What every family's rows have in common."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def entity(self) -> str: ...
+
+
+class Scored(NamedTuple):
+    """One teacher-forced pass over one row by one model; every teacher-forced metric is arithmetic on it.
+
+    token_logp: natural-log probability of each scored answer token, in order.
+    hits: whether the arg-max prediction at that position is the token.
+    eos: whether the last scored token is the end-of-sequence token that the template appended.
+    """
+
+    token_logp: tuple[float, ...]
+    hits: tuple[bool, ...]
+    eos: bool
+
+
+def digest(*parts: object) -> str:
+    """Short content digest (sha256, 16 hex digits) of strings, bytes, paths' texts or JSON-able values."""
+    h = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode()
+        h.update(len(data).to_bytes(8, "big") + data)
+    return h.hexdigest()[:16]
+
+
+# --- what a run is asked to do -----------------------------------------------------------------------------------
+
+Reason = Literal["privacy", "copyright", "safety", "other"]
+ControlKind = Literal["retrained", "predecessor", "data_side"]
+
+
+class RunConfig(Frozen):
+    """Everything that decides a run. Flags and recipe keys have these names; precedence is default < recipe < flag.
+
+    Hyper-parameters of an objective are addressed by role: `--forget.beta 0.1`, `--retain.weight 2`.
+    """
+
+    model: str | None = None
+    """Directory or hub id of a causal LM; the built-in world's pocket model when absent."""
+    forget: str | None = None
+    """JSON-lines file of what to forget (question/answer, text, or chat messages)."""
+    retain: str | None = None
+    """JSON-lines file of what to keep."""
+    heldout: str | None = None
+    """JSON-lines file of matched rows that the model never saw."""
+    tofu: str | None = None
+    """TOFU: its directory or hub id, instead of --forget/--retain."""
+    split: str = "forget10"
+    """Which forget split of TOFU."""
+    reason: Reason = "other"
+    """Why: privacy redacts forget text in reports."""
+    control: str | None = None
+    """A control that never knew: a model directory, hub id, or a directory made by `expunge control`."""
+    control_kind: ControlKind = "retrained"
+    """What kind of control `--control` is, when it is a plain model."""
+    method: str = "npo"
+    """Method name (see `expunge list methods`), or your own objective: ./mine.py:function."""
+    adapter: Literal["none", "lora"] = "none"
+    """Train all weights, or a LoRA adapter."""
+    lora_rank: int = Field(default=8, ge=1)
+    """Rank of the LoRA adapter."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of AdamW. Default: 1e-3 for the pocket model, 1e-5 otherwise (1e-4 with LoRA)."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; instead of --epochs."""
+    epochs: int = Field(default=5, ge=1)
+    """Passes over the forget set."""
+    batch_size: int = Field(default=16, ge=1)
+    """Forget rows per optimiser step, over all processes (as many retain rows beside them)."""
+    micro_batch: int = Field(default=16, ge=1)
+    """Rows per forward pass and process; changes memory, never the result."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of the steps with linearly rising learning rate."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    clip: float = Field(default=1.0, gt=0)
+    """Global gradient norm is clipped to this."""
+    dropout: bool = False
+    """Keep the model's own dropout on while unlearning."""
+    template: str | None = None
+    """Prompt template with {question} and {answer}; default: the tokenizer's chat template, else a plain one."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest greedy answer in audits. Default: 200."""
+    batch_audit: int = Field(default=64, ge=1)
+    """Rows per forward pass in audits; changes memory, never the result."""
+    suite: str = "standard"
+    """Which audits: see `expunge list suites`."""
+    compat: Literal["open-unlearning"] | None = None
+    """Reproduce another evaluator's conventions instead of the corrected ones."""
+    gate: tuple[str, ...] = ()
+    """NAME:max|min:VALUE, for example es_forget:max:0.1; exit code 1 when one fails."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of sampling and initialisation."""
+    out: str | None = None
+    """Run directory. Default: runs/<method>-<what>-<key>."""
+    show_forget_text: bool | None = None
+    """Print forget text in the report. Default: no when the reason is privacy, else yes."""
+    overwrite: bool = False
+    """Start over in a run directory that holds a different configuration."""
+    terms: dict[str, dict[str, float | int | bool | str]] = Field(default_factory=dict)
+    """Hyper-parameters by role, from `--<role>.<name> value`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RunConfig:
+        if self.tofu and (self.forget or self.retain):
+            raise ValueError("--tofu brings its own splits; leave out --forget and --retain")
+        if (self.forget is None) != (self.retain is None):
+            raise ValueError("--forget and --retain go together: name both files")
+        if self.model and not (self.forget or self.tofu):
+            raise ValueError("--model needs what to forget: --forget F.jsonl --retain R.jsonl, or --tofu DIR")
+        return self
+
+
+# --- what a run leaves behind ------------------------------------------------------------------------------------
+
+
+class Served(Frozen):
+    """One request that an artifact has served."""
+
+    name: str
+    reason: Reason = "other"
+    rows: int
+    fingerprints: dict[str, str]
+    file: str | None = None
+    """The forget rows, relative to the run directory, for auditing this request again; None once purged."""
+
+
+class Parent(Frozen):
+    """Where an artifact came from."""
+
+    path: str
+    digest: str
+
+
+class Manifest(Frozen):
+    """`artifact.json`: written last, so a directory that has one is complete."""
+
+    schema_version: int = SCHEMA
+    kind: str
+    family: str = "causal_lm"
+    digest: str
+    parent: Parent | None = None
+    requests: tuple[Served, ...] = ()
+    method: str = ""
+    intention: str = "removal"
+    terms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    seed: int = 0
+    template: str | None = None
+    control_kind: ControlKind | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    created: str = ""
+    notes: dict[str, Any] = Field(default_factory=dict)
+
+
+ModelName = Literal["original", "unlearned", "control", "control_2"]
+Direction = Literal["higher", "lower", "closest_to_control"]
+
+
+class AuditResult(Frozen):
+    """One line of `results.jsonl`: one metric of one model on one split.
+
+    value, low, high share `unit`; low and high are the bounds of a 95 % bootstrap interval over entities.
+    `reference` is the control's value, or None when there is no control: never a default.
+    """
+
+    audit: str
+    split: str
+    model: ModelName
+    status: Literal["ok", "not_applicable", "failed"] = "ok"
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    entities: int = 0
+    direction: Direction
+    reference: float | None = None
+    surface: Literal["served", "held"] = "served"
+    intention: Literal["removal", "suppression", "both"] = "both"
+    unit: str = ""
+    seconds: float = 0.0
+    reason: str | None = None
+    details: dict[str, Any] = Field(default_factory=dict)
+    key: str = ""
+
+
+VerdictName = Literal[
+    "removal-consistent", "suppression", "not unlearned", "destroyed", "mixed", "inconclusive"
+]
+
+
+class Verdict(Frozen):
+    """What the table of results amounts to, in a word and in plain sentences; always shown with the table."""
+
+    name: VerdictName
+    sentence: str
+    evidence: tuple[str, ...] = ()
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """The text of a user's file.
+
+    Raises AbsentError when it is not there and UsageError when it is a directory or not UTF-8; `what` names its
+    purpose in the sentence.
+    """
+    path = Path(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise AbsentError(f"{what}: there is no file {path}.") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"{what}: {path} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{what}: {path} is not UTF-8 text (byte {error.start}).") from None

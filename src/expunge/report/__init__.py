@@ -1,0 +1,1 @@
+"""What people read: one self-contained page, a model card, tables, plots."""
