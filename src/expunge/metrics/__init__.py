@@ -1,1 +1,1 @@
-"""Pure functions of scored rows and texts: probabilities, extraction strength, truth ratio, statistics."""
+"""Pure functions of scores and texts: no torch, no models, no files. See docs/metrics.md."""
