@@ -164,7 +164,43 @@ Reason = Literal["privacy", "copyright", "safety", "other"]
 ControlKind = Literal["retrained", "predecessor", "data_side"]
 
 
-class RunConfig(Frozen):
+class TrainConfig(Frozen):
+    """How a gradient loop trains; shared by `run`, `unlearn` and `control`."""
+
+    adapter: Literal["none", "lora"] = "none"
+    """Train all weights, or a LoRA adapter."""
+    lora_rank: int = Field(default=8, ge=1)
+    """Rank of the LoRA adapter."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of AdamW. Default: 1e-5, or 1e-4 with LoRA."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; instead of --epochs."""
+    epochs: int = Field(default=5, ge=1)
+    """Passes over the forget set (over the retain set when a control is trained)."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows of each role per optimiser step, over all processes."""
+    micro_batch: int = Field(default=16, ge=1)
+    """Rows per forward pass and process; changes memory, never the result."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of the steps with linearly rising learning rate."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    clip: float = Field(default=1.0, gt=0)
+    """Global gradient norm is clipped to this."""
+    dropout: bool = False
+    """Keep the model's own dropout on while unlearning."""
+    save_every: int = Field(default=25, ge=1)
+    """Optimiser steps between checkpoints."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of sampling and initialisation."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate, its default resolved."""
+        return self.lr or (1e-4 if self.adapter == "lora" else 1e-5)
+
+
+class RunConfig(TrainConfig):
     """Everything that decides a run. Flags and recipe keys have these names; precedence is default < recipe < flag.
 
     Hyper-parameters of an objective are addressed by role: `--forget.beta 0.1`, `--retain.weight 2`.
@@ -182,6 +218,8 @@ class RunConfig(Frozen):
     """TOFU: its directory or hub id, instead of --forget/--retain."""
     split: str = "forget10"
     """Which forget split of TOFU."""
+    near_duplicates: Literal["refuse", "drop", "keep"] = "refuse"
+    """What to do with retain rows that nearly repeat forget rows."""
     reason: Reason = "other"
     """Why: privacy redacts forget text in reports."""
     control: str | None = None
@@ -190,28 +228,6 @@ class RunConfig(Frozen):
     """What kind of control `--control` is, when it is a plain model."""
     method: str = "npo"
     """Method name (see `expunge list methods`), or your own objective: ./mine.py:function."""
-    adapter: Literal["none", "lora"] = "none"
-    """Train all weights, or a LoRA adapter."""
-    lora_rank: int = Field(default=8, ge=1)
-    """Rank of the LoRA adapter."""
-    lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate of AdamW. Default: 1e-3 for the pocket model, 1e-5 otherwise (1e-4 with LoRA)."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; instead of --epochs."""
-    epochs: int = Field(default=5, ge=1)
-    """Passes over the forget set."""
-    batch_size: int = Field(default=16, ge=1)
-    """Forget rows per optimiser step, over all processes (as many retain rows beside them)."""
-    micro_batch: int = Field(default=16, ge=1)
-    """Rows per forward pass and process; changes memory, never the result."""
-    warmup: float = Field(default=0.1, ge=0, le=1)
-    """Share of the steps with linearly rising learning rate."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's weight decay."""
-    clip: float = Field(default=1.0, gt=0)
-    """Global gradient norm is clipped to this."""
-    dropout: bool = False
-    """Keep the model's own dropout on while unlearning."""
     template: str | None = None
     """Prompt template with {question} and {answer}; default: the tokenizer's chat template, else a plain one."""
     max_new_tokens: int | None = Field(default=None, ge=1)
@@ -224,8 +240,6 @@ class RunConfig(Frozen):
     """Reproduce another evaluator's conventions instead of the corrected ones."""
     gate: tuple[str, ...] = ()
     """NAME:max|min:VALUE, for example es_forget:max:0.1; exit code 1 when one fails."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of sampling and initialisation."""
     out: str | None = None
     """Run directory. Default: runs/<method>-<what>-<key>."""
     show_forget_text: bool | None = None

@@ -32,8 +32,7 @@ class Rouge(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _stemmer() -> Any:
-    """Porter's stemmer as rouge-score uses it, remembering words. Imported late: it costs most of a
-    second."""
+    """Porter's stemmer as rouge-score uses it, remembering words. Imported late, as it brings all of nltk."""
     from rouge_score.tokenizers import porter
 
     return SimpleNamespace(stem=lru_cache(maxsize=1 << 16)(porter.PorterStemmer().stem))
@@ -41,23 +40,21 @@ def _stemmer() -> Any:
 
 @lru_cache(maxsize=1 << 13)
 def rouge_words(text: str) -> tuple[str, ...]:
-    """The stems that ROUGE compares: runs of a-z and 0-9 in lower case; words over three letters are
-    stemmed."""
+    """The stems that ROUGE compares: runs of a-z and 0-9, lower case, stemmed when over three letters."""
     from rouge_score.tokenize import tokenize
 
     return tuple(tokenize(text, _stemmer()))
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, bit-parallel (Hyyrö 2004): one big-integer step per word of
-    b."""
+    """Length of the longest common subsequence, bit-parallel (Hyyrö 2004): one big-integer step per word."""
     where: dict[str, int] = {}
     for i, word in enumerate(a):
         where[word] = where.get(word, 0) | 1 << i
     full = row = (1 << len(a)) - 1
     for word in b:
         matched = row & where.get(word, 0)
-        row = (row + matched | row - matched) & full
+        row = ((row + matched) | (row - matched)) & full
     return len(a) - row.bit_count()
 
 

@@ -1,0 +1,101 @@
+"""Evidence: what a model answered and how it scored, computed once per row and model and shared by all runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.artifact.handle import Conversation, Handle, Keep, require
+from expunge.artifact.store import Memo
+from expunge.records import Row, Scored, digest
+
+Progress = Callable[[int, int], None]
+"""Called with rows done and rows to do."""
+
+
+class Evidence:
+    """One handle's answers and scores, kept under `store` by content: handle digest, settings, row."""
+
+    def __init__(
+        self, handle: Handle, store: Path, *, max_tokens: int = 200, progress: Progress | None = None
+    ) -> None:
+        self.handle, self.max_tokens, self.progress = handle, max_tokens, progress
+        folder = store / handle.manifest.digest
+        self._scores = Memo(folder / "scores.jsonl")
+        self._answers = Memo(folder / f"answers-{max_tokens}.jsonl")
+        self._template = getattr(getattr(handle, "codec", None), "template", None)
+
+    def scored(self, rows: Sequence[Any]) -> list[Scored]:
+        """Teacher-forced scores of rows, computed only for rows that no run has scored yet."""
+        require(self.handle, "score", "a teacher-forced audit")
+        keys = [self.key(row) for row in rows]
+
+        def compute(missing: list[int], keep: Keep) -> None:
+            asked = [rows[i] for i in missing]
+            self.handle.score(asked, keep=self._relay(missing, keep, packed))
+
+        return [unpacked(v) for v in self._scores.fill(keys, compute)]
+
+    def answers(self, conversations: Sequence[Conversation]) -> list[str]:
+        """Greedy answers to conversations, computed only where no run has asked yet."""
+        require(self.handle, "respond", "an audit of answers")
+        keys = [digest(c, self._template) for c in conversations]
+
+        def compute(missing: list[int], keep: Keep) -> None:
+            asked = [conversations[i] for i in missing]
+            self.handle.respond(asked, max_tokens=self.max_tokens, keep=self._relay(missing, keep, _only))
+
+        return [str(v) for v in self._answers.fill(keys, compute)]
+
+    def _relay(self, missing: list[int], keep: Keep, pack: Callable[[Any], Any]) -> Keep:
+        done = 0
+
+        def relay(positions: list[int], values: list[Any]) -> None:
+            nonlocal done
+            keep([missing[p] for p in positions], [pack(v) for v in values])
+            done += len(positions)
+            if self.progress:
+                self.progress(done, len(missing))
+
+        return relay
+
+    def key(self, row: Any) -> str:
+        """Content key of a row under this handle's template, its name and entity aside."""
+        if isinstance(row, Row):
+            said = [m.model_dump() for m in row.messages or ()]
+            return digest(row.question, row.answer, row.text, said, self._template)
+        return digest(row.x.tobytes(), row.y)
+
+    def purge(self, rows: Sequence[Any], conversations: Sequence[Conversation]) -> int:
+        """Erases what is kept about rows and conversations; returns how many entries there were."""
+        scores = self._scores.forget({self.key(row) for row in rows})
+        return scores + self._answers.forget({digest(c, self._template) for c in conversations})
+
+
+def _only(answers: list[str]) -> str:
+    return answers[0]
+
+
+def packed(s: Scored) -> list[Any]:
+    """A score as JSON: log-probabilities to 9 significant digits, hits as 0/1."""
+    return [[float(f"{x:.9g}") for x in s.token_logp], [int(h) for h in s.hits], int(s.eos)]
+
+
+def unpacked(v: list[Any]) -> Scored:
+    """Inverse of `packed`."""
+    return Scored(tuple(v[0]), tuple(bool(h) for h in v[1]), bool(v[2]))
+
+
+def conversation(row: Row, fraction: float = 0.5) -> tuple[Conversation, str]:
+    """What to ask about a row, and the answer it should not (or should) give.
+
+    A plain text is asked for by its first half, at a word's border; the second half is the reference.
+    """
+    if row.text is not None:
+        words = row.text.split(" ")
+        cut = max(1, int(len(words) * fraction))
+        return [{"role": "text", "content": " ".join(words[:cut])}], " ".join(words[cut:])
+    if row.messages is not None:
+        return [m.model_dump() for m in row.messages[:-1]], row.reference()
+    return [{"role": "user", "content": row.prompt()}], row.reference()

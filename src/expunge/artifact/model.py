@@ -1,0 +1,138 @@
+"""The handle of a language model with weights at hand: fully trained or with an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.artifact.handle import ALL, Conversation, Keep
+from expunge.data.text import Codec
+from expunge.records import Manifest, Scored, UsageError, digest
+from expunge.tasks.causal_lm import CausalLM
+from expunge.tasks.generate import continue_ids
+
+
+class ModelHandle:
+    """A causal LM. `load()` gives the module when it is first needed; `open_parent`, `open_held` give handles."""
+
+    capabilities = ALL
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        codec: Codec,
+        load: Callable[[], nn.Module],
+        *,
+        open_parent: Callable[[], ModelHandle] | None = None,
+        open_held: Callable[[], ModelHandle] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.manifest, self.codec, self.batch_size = manifest, codec, batch_size
+        self._load, self._open_parent, self._open_held = load, open_parent, open_held
+
+    @cached_property
+    def weights(self) -> nn.Module:
+        """The model, in evaluation mode, on the best device there is."""
+        return self._load().eval()
+
+    @cached_property
+    def task(self) -> CausalLM:
+        """The family's task on the model's device."""
+        return CausalLM(self.codec, next(self.weights.parameters()).device)
+
+    def respond(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        max_tokens: int = 200,
+        prefill: str = "",
+        seed: int = 0,
+        keep: Keep | None = None,
+    ) -> list[list[str]]:
+        """See `Handle.respond`. `keep` gets one list of n answers per finished conversation (n must be 1)."""
+        prompts = [p for c in conversations for p in [self.codec.conversation(c, prefill)] * n]
+        decode = self.codec.decode
+
+        def on_batch(indices: list[int], rows: list[list[int]]) -> None:
+            if keep and n == 1:
+                keep(indices, [[decode(ids)] for ids in rows])
+
+        out = continue_ids(
+            self.weights, prompts, max_new_tokens=max_tokens, end_ids=self.codec.end_ids(self._generation()),
+            pad_id=self.codec.pad_id, batch_size=self.batch_size, temperature=temperature, seed=seed, on_batch=on_batch,
+        )  # fmt: skip
+        texts = [decode(ids) for ids in out]
+        return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+    def _generation(self) -> Any:
+        return getattr(self.weights, "generation_config", None) or self.weights.config
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Any], *, keep: Keep | None = None) -> list[Scored]:
+        """See `Handle.score`: one forward pass per row, rows of like length together."""
+        out: list[Scored | None] = [None] * len(rows)
+        for indices in by_length(rows, self.task.length, self.batch_size):
+            batch = self.task.collate([rows[i] for i in indices])
+            q = self.task.quantities(self.weights, batch, {"token_logp", "logits", "mask"})
+            hits_BT = q["logits"].argmax(-1) == batch.targets_BT
+            for b, i in enumerate(indices):
+                size = int(q["mask"][b].sum())
+                logp, hits = q["token_logp"][b, :size].tolist(), hits_BT[b, :size].tolist()
+                out[i] = Scored(tuple(logp), tuple(hits), self.codec.encode(rows[i]).eos)
+            if keep:
+                keep(indices, [out[i] for i in indices])
+        return [s for s in out if s is not None]
+
+    @torch.no_grad()
+    def features(self, rows: Sequence[Any], layer: str) -> list[Tensor]:
+        """See `Handle.features`."""
+        out: dict[int, Tensor] = {}
+        for indices in by_length(rows, self.task.length, self.batch_size):
+            batch = self.task.collate([rows[i] for i in indices])
+            q = self.task.quantities(self.weights, batch, {f"hidden@{layer}", "mask"})
+            for b, i in enumerate(indices):
+                out[i] = q[f"hidden@{layer}"][b, q["mask"][b]].cpu()
+        return [out[i] for i in range(len(rows))]
+
+    @property
+    def held(self) -> ModelHandle:
+        """Full weights are what they are; an adapter can be taken off."""
+        return self._open_held() if self._open_held else self
+
+    @property
+    def parent(self) -> ModelHandle | None:
+        """The model this one was made from, opened anew."""
+        return self._open_parent() if self._open_parent else None
+
+    def dial(self, alpha: float) -> ModelHandle:
+        """Weights (1 - alpha) * parent + alpha * this one (Yang et al. 2024, arXiv 2406.09179: model mixing)."""
+        if self._open_parent is None:
+            raise UsageError("dial needs the model this one was made from; its manifest names no parent.")
+
+        def load() -> nn.Module:
+            mixed, base = merged(self._load()), merged(self._open_parent().weights)  # type: ignore[misc]
+            with torch.no_grad():
+                theirs = dict(base.named_parameters())
+                for name, p in mixed.named_parameters():
+                    p.lerp_(theirs[name], 1 - alpha)
+            return mixed
+
+        manifest = self.manifest.model_copy(update={"digest": digest(self.manifest.digest, "dial", alpha)})
+        return ModelHandle(manifest, self.codec, load, open_parent=self._open_parent, batch_size=self.batch_size)
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The model with an adapter written into its weights; a model without one as it is."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[operator]
+
+
+def by_length(rows: Sequence[Any], length: Callable[[Any], int], size: int) -> list[list[int]]:
+    """Positions of the rows in batches of `size`, rows of like length together."""
+    order = sorted(range(len(rows)), key=lambda i: (length(rows[i]), i))
+    return [order[i : i + size] for i in range(0, len(order), size)]

@@ -1,0 +1,201 @@
+"""Opens models and artifacts, and saves them: plain Hugging Face layout, safetensors only, `artifact.json` last."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from expunge.artifact.model import ModelHandle, merged
+from expunge.artifact.store import weights_digest, whole_directory, write_json
+from expunge.data.text import Codec
+from expunge.records import AbsentError, Manifest, UsageError, digest
+
+MANIFEST = "artifact.json"
+
+
+def device() -> torch.device:
+    """The device to run on: a GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_handle(where: str | Path, *, template: str | None = None, batch_size: int = 64) -> ModelHandle:
+    """Opens a run directory, an artifact, a model directory or a hub id.
+
+    Raises AbsentError when there is no such thing and UsageError when it is not a language model with safetensors.
+    """
+    folder = artifact_folder(where)
+    if folder and (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        return KINDS[manifest.kind](folder, manifest, template or manifest.template, batch_size)
+    folder = folder or _from_hub(str(where))
+    manifest = Manifest(kind="plain", digest=weights_digest(folder), template=template, notes={"path": str(where)})
+    return _whole(folder, manifest, template, batch_size)
+
+
+def artifact_folder(where: str | Path) -> Path | None:
+    """The directory that `where` means, or None when it is not one on this machine."""
+    path = Path(where)
+    if (path / "artifact" / MANIFEST).exists():
+        return path / "artifact"
+    if (path / MANIFEST).exists() or (path / "config.json").exists():
+        return path
+    if path.is_dir():
+        raise UsageError(
+            f"{path} holds neither a model (config.json) nor a finished artifact ({MANIFEST}); if a run was "
+            "interrupted there, the same `expunge run` command resumes it."
+        )
+    return None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an artifact directory; UsageError when it is damaged or of a kind that this version lacks."""
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise UsageError(f"{folder / MANIFEST} is not a manifest: {error.errors()[0]['msg']}.") from None
+    if manifest.kind not in KINDS:
+        raise UsageError(f"{folder} is of kind '{manifest.kind}'; this version opens: {', '.join(KINDS)}.")
+    return manifest
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise AbsentError(
+            f"model '{name}' is no directory here, not in the local hub cache, and the hub did not give it "
+            f"({type(error).__name__}). Pass a model directory, or run `expunge run` without --model for the "
+            "built-in world."
+        ) from None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model directory."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"the tokenizer in {folder} cannot be opened: {error}") from None
+
+
+def load_weights(folder: Path) -> nn.Module:
+    """A causal LM from a directory, in float32, from safetensors only."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{folder} is not a causal language model with safetensors weights: {error}") from None
+    return model.to(device())  # type: ignore[no-any-return]
+
+
+def _codec(folder: Path, template: str | None) -> Codec:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    longest = config.get("max_position_embeddings") or config.get("n_positions")
+    return Codec(load_tokenizer(folder), template, longest)
+
+
+def _whole(folder: Path, manifest: Manifest, template: str | None, batch_size: int) -> ModelHandle:
+    return ModelHandle(manifest, _codec(folder, template), lambda: load_weights(folder), batch_size=batch_size)
+
+
+def _parent(manifest: Manifest, template: str | None, batch_size: int) -> Callable[[], ModelHandle]:
+    def opened() -> ModelHandle:
+        if manifest.parent is None:
+            raise UsageError("this artifact names no parent.")
+        handle = open_handle(manifest.parent.path, template=template, batch_size=batch_size)
+        if handle.manifest.digest != manifest.parent.digest:
+            raise UsageError(
+                f"the parent {manifest.parent.path} has changed since this artifact was made (digest "
+                f"{handle.manifest.digest}, then {manifest.parent.digest}); restore it to go on."
+            )
+        return handle
+
+    return opened
+
+
+def _open_model(folder: Path, manifest: Manifest, template: str | None, batch_size: int) -> ModelHandle:
+    opened = _whole(folder / "model", manifest, template, batch_size)
+    if manifest.parent is None:
+        return opened
+    parent = _parent(manifest, template, batch_size)
+    return ModelHandle(manifest, opened.codec, opened._load, open_parent=parent, batch_size=batch_size)
+
+
+def _open_adapter(folder: Path, manifest: Manifest, template: str | None, batch_size: int) -> ModelHandle:
+    parent = _parent(manifest, template, batch_size)
+    base = parent()
+
+    def load() -> nn.Module:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(merged(parent().weights), folder / "adapter").to(device())  # type: ignore[no-any-return]
+
+    return ModelHandle(manifest, base.codec, load, open_parent=parent, open_held=parent, batch_size=batch_size)
+
+
+KINDS = {"model": _open_model, "control": _open_model, "adapter": _open_adapter}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {}
+    for name in ("expunge", "torch", "transformers", "tokenizers", "peft", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def save_artifact(folder: Path, model: nn.Module, tokenizer: Any, **fields: Any) -> Manifest:
+    """Writes `model` (or its adapter), the tokenizer and, last, the manifest; returns the manifest.
+
+    The directory appears whole or not at all. `fields` are the manifest's.
+    """
+    adapter = hasattr(model, "peft_config")
+    kind = fields.pop("kind", "adapter" if adapter else "model")
+    with whole_directory(folder) as building:
+        inside = building / ("adapter" if adapter else "model")
+        model.save_pretrained(inside, safe_serialization=True)  # type: ignore[operator]
+        if not adapter:
+            tokenizer.save_pretrained(inside)
+        manifest = Manifest(
+            kind=kind, digest=digest(weights_digest(inside), fields.get("parent")), versions=versions(), **fields
+        )
+        write_json(building / MANIFEST, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def now() -> str:
+    """Current time, UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def export(where: str | Path, out: Path, *, merge: bool = True) -> Path:
+    """Writes what plain transformers loads without us: the whole model, an adapter merged in.
+
+    Raises UsageError when `out` exists, or when the artifact has no weights of its own.
+    """
+    if out.exists() and (not out.is_dir() or os.listdir(out)):
+        raise UsageError(f"{out} exists already; export to a new directory.")
+    handle = open_handle(where)
+    model = merged(handle.weights) if merge else handle.weights
+    with whole_directory(out) as building:
+        model.save_pretrained(building, safe_serialization=True)  # type: ignore[operator]
+        handle.codec.tokenizer.save_pretrained(building)
+    return out

@@ -1,0 +1,170 @@
+"""Files that appear whole or not at all, digests of weights, and the results that runs share."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from expunge.records import BrokenRunError, UsageError
+
+
+def cache_dir() -> Path:
+    """Where built worlds, pocket models and shared results live: $EXPUNGE_CACHE, else the user's cache directory."""
+    named = os.environ.get("EXPUNGE_CACHE")
+    if named:
+        return Path(named)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("expunge")
+
+
+@contextmanager
+def spoken_io(path: Path) -> Iterator[None]:
+    """Turns what the file system says into a sentence: a full disk, a directory that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BrokenRunError(
+                f"the disk is full while writing {path}; nothing half-written was left. Free space and run the same "
+                "command again: it resumes."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise UsageError(
+                f"{path} cannot be written ({error.strerror}). Choose another place with --out, or for the cache with "
+                "the environment variable EXPUNGE_CACHE."
+            ) from None
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one step: a reader sees the old content or the new, never a part."""
+    with spoken_io(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON in one step."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """A directory that appears under its name when the block ends well, replacing an older one, and else not."""
+    with spoken_io(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            building.chmod(0o755)
+            yield building
+            for file in building.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            building.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+
+
+def weights_digest(folder: Path) -> str:
+    """Content digest of a model directory: its safetensors, configuration and tokenizer."""
+    h = hashlib.sha256()
+    names = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
+    for path in (p for p in names if p.exists()):
+        h.update(path.name.encode())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                h.update(chunk)
+    return h.hexdigest()[:16]
+
+
+class Lines:
+    """An append-only file of JSON lines. A line cut short by a killed process is left out when reading."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def append(self, *records: dict[str, Any]) -> None:
+        """Adds records in one write, after ending a line that an earlier kill cut short."""
+        text = "".join(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in records)
+        with spoken_io(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._mend()
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+
+    def _mend(self) -> None:
+        """Drops an unfinished last line."""
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return
+        with self.path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) == b"\n":
+                return
+            size = file.tell()
+            file.seek(0)
+            file.truncate(file.read(size).rfind(b"\n") + 1)
+
+
+class Memo:
+    """Values by key in a `Lines` file: what one run computed, the next one reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.lines = Lines(path)
+        self.values: dict[str, Any] = {record["k"]: record["v"] for record in self.lines}
+
+    def fill(self, keys: list[str], compute: Callable[[list[int], Callable[[list[int], list[Any]], None]], None]) -> list[Any]:
+        """Values of `keys`. `compute(missing, keep)` is called with the positions that are not known yet and hands
+        over finished ones by `keep(positions, values)`, which are on disk before the next batch begins."""
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        missing = sorted(i for key, i in first.items() if key not in self.values)
+
+        def keep(positions: list[int], values: list[Any]) -> None:
+            self.values |= {keys[i]: v for i, v in zip(positions, values, strict=True)}
+            self.lines.append(*({"k": keys[i], "v": v} for i, v in zip(positions, values, strict=True)))
+
+        if missing:
+            compute(missing, keep)
+        return [self.values[key] for key in keys]
+
+    def forget(self, keys: set[str]) -> int:
+        """Erases values for good; returns how many there were."""
+        gone = keys & self.values.keys()
+        for key in gone:
+            del self.values[key]
+        if gone:
+            write_text(self.lines.path, "".join(json.dumps({"k": k, "v": v}) + "\n" for k, v in self.values.items()))
+        return len(gone)

@@ -1,0 +1,229 @@
+"""Finds objectives, methods, audits, suites and recipes by reading files, without importing torch.
+
+A new objective is one file with one function: nothing is registered. What the file declares in literals
+(`METHODS`, `INTENTION`) and in the function's signature is read from its syntax tree.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from expunge.records import AbsentError, UsageError, nearest
+
+HOUSE = Path(__file__).parent
+ROLES = ("forget", "retain", "alternative")
+
+
+class Hyper(NamedTuple):
+    """One hyper-parameter of an objective: its name, type and default, as the signature states them."""
+
+    name: str
+    type: str
+    default: Any
+
+
+class Objective(NamedTuple):
+    """What a file says about one objective. `needs` are names of quantities (positional arguments)."""
+
+    name: str
+    module: str
+    path: Path
+    line: str
+    citation: str
+    needs: tuple[str, ...]
+    hyper: tuple[Hyper, ...]
+    reduction: str
+
+
+class Method(NamedTuple):
+    """A named run: one objective per role. `intention` is what the method sets out to do."""
+
+    name: str
+    line: str
+    roles: dict[str, str]
+    defaults: dict[str, dict[str, float]]
+    intention: str
+    citation: str
+
+
+def _docstring(node: ast.AST) -> str:
+    return ast.get_docstring(node) or "" if isinstance(node, ast.FunctionDef | ast.Module) else ""
+
+
+def first_line(text: str) -> str:
+    """First line of a docstring, the one-line description in every list."""
+    return text.strip().split("\n")[0] if text.strip() else ""
+
+
+def _citation(text: str) -> str:
+    found = [line.strip()[len("Source:") :].strip() for line in text.splitlines() if line.strip().startswith("Source:")]
+    return found[0] if found else ""
+
+
+def _literals(tree: ast.Module) -> dict[str, Any]:
+    """Top-level upper-case names bound to literals."""
+    found: dict[str, Any] = {}
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if isinstance(target, ast.Name) and target.id.isupper() and value is not None:
+            try:
+                found[target.id] = ast.literal_eval(value)
+            except ValueError:
+                continue  # not a literal: not part of what a file declares
+    return found
+
+
+def _hyper(function: ast.FunctionDef) -> tuple[Hyper, ...]:
+    pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    return tuple(
+        Hyper(a.arg, ast.unparse(a.annotation) if a.annotation else "float", ast.literal_eval(d) if d else None)
+        for a, d in pairs
+    )
+
+
+COMPANIONS = ("needs", "trains", "init", "prepare")
+
+
+def read_objectives(path: Path, module: str) -> dict[str, Objective]:
+    """The objectives in one file: its public functions, companions aside, by name. Nothing is imported."""
+    tree = parse(path)
+    found = {}
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_") or node.name in COMPANIONS:
+            continue
+        needs = tuple(a.arg for a in node.args.posonlyargs + node.args.args)
+        returns = ast.unparse(node.returns) if node.returns else ""
+        reduction = {"Rows": "rows", "Tokens": "tokens"}.get(returns.split(".")[-1], "")
+        text = _docstring(node)
+        found[node.name] = Objective(
+            node.name, module, path, first_line(text), _citation(text) or _citation(_docstring(tree)), needs,
+            _hyper(node), reduction,
+        )  # fmt: skip
+    return found
+
+
+def parse(path: Path) -> ast.Module:
+    """Syntax tree of a Python file; UsageError with the line when it is not Python, AbsentError when not there."""
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AbsentError(f"there is no file {path}.") from None
+    except SyntaxError as error:
+        raise UsageError(f"{path} line {error.lineno}: not valid Python ({error.msg}).") from None
+
+
+def _files(folder: str) -> Iterator[Path]:
+    return (p for p in sorted((HOUSE / folder).glob("*.py")) if not p.name.startswith("_"))
+
+
+@cache
+def objectives() -> dict[str, Objective]:
+    """Every objective of the house, by name."""
+    found: dict[str, Objective] = {}
+    for path in _files("objectives"):
+        found |= read_objectives(path, f"expunge.objectives.{path.stem}")
+    return found
+
+
+@cache
+def methods() -> dict[str, Method]:
+    """Every method of the house, by name, from the `METHODS` tables of the objective files."""
+    found = {}
+    for path in _files("objectives"):
+        for name, entry in _literals(parse(path)).get("METHODS", {}).items():
+            found[name] = Method(
+                name, entry["line"], entry["roles"], entry.get("defaults", {}), entry.get("intention", "removal"),
+                entry.get("citation", ""),
+            )  # fmt: skip
+    return found
+
+
+def own_objective(spec: str) -> Objective:
+    """The user's own objective, named `./file.py:function`."""
+    file, _, name = spec.rpartition(":")
+    path = Path(file).expanduser()
+    found = read_objectives(path, "")
+    if name not in found:
+        raise UsageError(f"{path} has no function '{name}'.{nearest(name, found)} It defines: {', '.join(found)}.")
+    return found[name]
+
+
+def find_objective(name: str) -> Objective:
+    """An objective by name, or the user's own by `./file.py:function`."""
+    if ":" in name:
+        return own_objective(name)
+    known = objectives()
+    if name not in known:
+        raise UsageError(f"objective '{name}' not found.{nearest(name, known)} See: expunge list objectives")
+    return known[name]
+
+
+def find_method(name: str) -> Method:
+    """A method by name; `./file.py:function` is the user's own forget objective beside the NLL retain term."""
+    if ":" in name:
+        own = own_objective(name)
+        return Method(name, own.line, {"forget": name, "retain": "nll"}, {}, "removal", own.citation)
+    known = methods()
+    if name not in known:
+        raise UsageError(f"method '{name}' not found.{nearest(name, known)} See: expunge list methods")
+    return known[name]
+
+
+def load(objective: Objective) -> tuple[Callable[..., Any], ModuleType]:
+    """The function and its module (which may hold companions), importing the file now."""
+    if objective.module:
+        module = importlib.import_module(objective.module)
+    else:
+        name = f"expunge_own_{objective.path.stem}"
+        spec = importlib.util.spec_from_file_location(name, objective.path)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"{objective.path} cannot be imported; its name must end in .py.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return getattr(module, objective.name), module
+
+
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "float": float, "int": int, "str": str, "bool": lambda v: {"true": True, "false": False}[str(v).lower()],
+}  # fmt: skip
+
+
+def read_hyper(role: str, objective: Objective, given: dict[str, Any]) -> dict[str, Any]:
+    """Checks a role's hyper-parameters against the objective's signature and converts them to its types."""
+    known = {h.name: h for h in objective.hyper}
+    out = {}
+    for name, raw in given.items():
+        if name == "weight":
+            continue
+        if name not in known:
+            names = ", ".join(f"--{role}.{k}" for k in [*known, "weight"])
+            hint = nearest(name, [*known, "weight"])
+            raise UsageError(f"--{role}.{name}: objective '{objective.name}' has no '{name}'.{hint} It takes: {names}")
+        kind = known[name].type.split("|")[0].strip()
+        try:
+            out[name] = PARSERS.get(kind, str)(raw)
+        except (ValueError, KeyError):
+            raise UsageError(f"--{role}.{name} {raw}: '{raw}' is not a {kind}.") from None
+    return out
+
+
+def describe_module(path: Path) -> str:
+    """First line of a file's docstring."""
+    return first_line(_docstring(parse(path)))
+
+
+def signature_needs(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the positional arguments of a function: the quantities or evidence that it asks for."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds)

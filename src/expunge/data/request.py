@@ -1,0 +1,208 @@
+"""Forget requests: what to forget, what to keep, what was never seen, and a fingerprint of each split."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from expunge.data.duplicates import near_duplicates, same_text
+from expunge.records import AbsentError, Reason, Row, UsageError, digest, read_text
+
+NearDuplicates = Literal["refuse", "drop", "keep"]
+
+
+@dataclass(frozen=True)
+class ForgetRequest:
+    """What to forget and what to keep.
+
+    forget, retain: rows to train on. heldout: matched rows that the model never saw. others: named splits that
+    audits read ("neighbours", "real_authors", ...). Rows of any family; entities say whom they are about.
+    """
+
+    forget: tuple[Any, ...]
+    retain: tuple[Any, ...]
+    heldout: tuple[Any, ...] = ()
+    others: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    reason: Reason = "other"
+    name: str = "request"
+
+    @classmethod
+    def from_files(
+        cls,
+        forget: str | Path,
+        retain: str | Path,
+        heldout: str | Path | None = None,
+        *,
+        reason: Reason = "other",
+        near: NearDuplicates = "refuse",
+    ) -> ForgetRequest:
+        """A request from JSON-lines files.
+
+        Raises AbsentError for a missing file and UsageError for an empty one, a malformed line (with its number), a
+        missing field, rows that stand in both splits, or near-duplicates of forget rows in retain (listed).
+        """
+        rows = read_rows(forget, "--forget"), read_rows(retain, "--retain")
+        never = read_rows(heldout, "--heldout") if heldout else ()
+        request = cls(rows[0], rows[1], never, reason=reason, name=Path(forget).stem)
+        return request.checked(near)
+
+    def replace(self, **changes: Any) -> ForgetRequest:
+        """The request with some splits exchanged."""
+        return dataclasses.replace(self, **changes)
+
+    @cached_property
+    def splits(self) -> dict[str, tuple[Any, ...]]:
+        """Every split that has rows, by name."""
+        named = {"forget": self.forget, "retain": self.retain, "heldout": self.heldout, **self.others}
+        return {name: rows for name, rows in named.items() if rows}
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Content digest of every split."""
+        return {name: fingerprint(rows) for name, rows in self.splits.items()}
+
+    def checked(self, near: NearDuplicates = "refuse") -> ForgetRequest:
+        """The request, or UsageError when retain holds (nearly) what is to be forgotten."""
+        pairs = near_duplicates(self.forget, self.retain)
+        exact = [pair for pair in pairs if same_text(*pair)]
+        if exact and near != "drop":
+            raise UsageError(
+                f"{len(exact)} rows stand in both forget and retain, so the model would be taught what it is to "
+                f"forget:\n{_listed(exact)}\nTake them out of retain, or pass --near-duplicates drop."
+            )
+        if pairs and near == "refuse":
+            raise UsageError(
+                f"{len(pairs)} retain rows nearly repeat forget rows:\n{_listed(pairs)}\n"
+                "Pass --near-duplicates drop to leave them out of retain, or --near-duplicates keep."
+            )
+        if near == "keep":
+            return self
+        dropped = {id(keep) for _, keep in pairs}
+        return self.replace(retain=tuple(row for row in self.retain if id(row) not in dropped))
+
+
+def _listed(pairs: list[tuple[Any, Any]], most: int = 5) -> str:
+    lines = [f"  forget {f.id}: {_short(f)}\n  retain {r.id}: {_short(r)}" for f, r in pairs[:most]]
+    return "\n".join(lines + ([f"  … and {len(pairs) - most} more"] if len(pairs) > most else []))
+
+
+def _short(row: Row) -> str:
+    text = f"{row.prompt()} → {row.reference()}" if row.prompt() else row.reference()
+    return text if len(text) <= 110 else text[:107] + "…"
+
+
+def fingerprint(rows: Iterable[Any]) -> str:
+    """Content digest of rows, independent of their order."""
+    return digest(sorted(row_digest(row) for row in rows))
+
+
+def row_digest(row: Any) -> str:
+    """Content digest of one row, its name aside: the same words give the same digest in every file."""
+    if isinstance(row, Row):
+        return digest([row.question, row.answer, row.text, [m.model_dump() for m in row.messages or ()]])
+    return digest(row.x.tobytes(), row.y)
+
+
+def read_rows(path: str | Path, what: str) -> tuple[Row, ...]:
+    """Rows of a JSON-lines file (or a JSON array). `what` is the flag or role that errors should name.
+
+    Raises AbsentError for a missing file, UsageError for an empty file or a bad line, with its number.
+    """
+    text = read_text(path, what)
+    records = _records(text, path, what)
+    rows = tuple(_row(record, f"{what}: {path} line {number}", number) for number, record in records)
+    if not rows:
+        raise UsageError(f"{what}: {path} is empty; it needs at least one row, one JSON object per line.")
+    return rows
+
+
+def _records(text: str, path: str | Path, what: str) -> list[tuple[int, Any]]:
+    if text.lstrip().startswith("["):
+        try:
+            return list(enumerate(json.loads(text), start=1))
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{what}: {path} line {error.lineno}: malformed JSON ({error.msg}).") from None
+    records = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append((number, json.loads(line)))
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{what}: {path} line {number}: malformed JSON ({error.msg}).") from None
+    return records
+
+
+def _row(record: Any, where: str, number: int) -> Row:
+    if not isinstance(record, dict):
+        raise UsageError(f"{where}: a row must be a JSON object, not {type(record).__name__}.")
+    fields = dict(record)
+    if isinstance(fields.get("perturbed_answer"), str):
+        fields["perturbed_answer"] = (fields["perturbed_answer"],)
+    fields["id"] = str(fields.get("id") or number)
+    fields["entity"] = str(fields.get("entity") or fields["id"])
+    try:
+        return Row.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{where}: {f'field {name!r}: ' if name else ''}{message}.") from None
+
+
+def write_rows(rows: Iterable[Row]) -> str:
+    """Rows as JSON lines, empty fields left out."""
+    return "".join(row.model_dump_json(exclude_defaults=True) + "\n" for row in rows)
+
+
+TOFU_AUTHOR = 20  # consecutive questions about one author, in every TOFU file
+
+
+def tofu_request(where: str, split: str = "forget10", reason: Reason = "other") -> ForgetRequest:
+    """TOFU from its directory or hub id: forget split, its retain split, and the four evaluation files.
+
+    Raises UsageError for an unknown split and AbsentError when files are missing or the hub cannot be reached.
+    """
+    if not (split.startswith("forget") and split[6:].isdigit()):
+        raise UsageError(f"--split {split}: TOFU's forget splits are forget01, forget05 and forget10.")
+    folder = Path(where) if Path(where).is_dir() else _download(where)
+    retain = f"retain{100 - int(split[6:]):02d}"
+    forget = _tofu(folder, f"{split}_perturbed", TOFU_AUTHOR)
+    others = {
+        "retain_eval": _tofu(folder, "retain_perturbed", TOFU_AUTHOR),
+        "real_authors": _tofu(folder, "real_authors_perturbed", 1),
+        "world_facts": _tofu(folder, "world_facts_perturbed", 1),
+    }
+    return ForgetRequest(forget, _tofu(folder, retain, TOFU_AUTHOR), (), others, reason, f"tofu-{split}")
+
+
+def _tofu(folder: Path, name: str, per_entity: int) -> tuple[Row, ...]:
+    path = folder / f"{name}.json"
+    if not path.exists():
+        raise AbsentError(f"--tofu: {folder} has no {name}.json; it needs TOFU's files as the hub has them.")
+    rows = read_rows(path, "--tofu")
+    named = f"{name.removesuffix('_perturbed')}"
+    return tuple(
+        row.model_copy(update={"id": f"{named}/{i}", "entity": f"{named}/{i // per_entity}"})
+        for i, row in enumerate(rows)
+    )
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns="*.json"))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise AbsentError(
+            f"--tofu: '{hub_id}' is not a directory, and the hub gave no such data set ({type(error).__name__}). "
+            "Pass the directory that holds TOFU's JSON files."
+        ) from None

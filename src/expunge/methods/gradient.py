@@ -1,0 +1,291 @@
+"""The one training loop. It runs any objective on any family and is told apart by nothing but the terms it is given.
+
+Losses are divided by the global count of rows or tokens of the step, so that micro-batches, accumulation and ranks
+give the same gradient. Rows of all roles share forward passes, rows of like length together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from expunge.artifact.store import Lines, write_text
+from expunge.data.request import ForgetRequest
+from expunge.methods import checkpoints
+from expunge.methods.distributed import World, sum_gradients, sum_over_ranks, wait, world
+from expunge.methods.sampling import Step, schedule
+from expunge.methods.terms import Combiner, Fixed, Term
+from expunge.records import BrokenRunError, TrainConfig
+from expunge.tasks.quantities import Task, parse
+from expunge.tasks.reference import Reference
+
+Report = Callable[[int, int, dict[str, float]], None]
+"""Called after each step with steps done, steps in all, and the step's losses and utility probe."""
+PROBES = 32
+
+
+class Item(NamedTuple):
+    """A row in a role."""
+
+    role: str
+    row: Any
+
+
+@dataclass
+class Loop:
+    """What the loop needs to know; `run` is the run directory that gets events and checkpoints."""
+
+    task: Task
+    model: nn.Module
+    request: ForgetRequest
+    terms: list[Term]
+    config: TrainConfig
+    run: Path
+    report: Report | None = None
+
+    def __post_init__(self) -> None:
+        self.world: World = world()
+        self.events = Lines(self.run / "events.jsonl")
+        self.device = next(self.model.parameters()).device
+        roles = {t.role: None for t in self.terms}
+        self.rows = {role: self._rows(role) for role in roles}
+        self.probe = self.task.collate(list(self.request.retain[:PROBES])) if self.request.retain else None
+        self.steps = schedule(
+            len(self.request.forget) if set(roles) - {"retain"} else 0,
+            len(self.request.retain) if "retain" in roles else 0,
+            batch_size=self.config.batch_size, epochs=self.config.epochs, steps=self.config.steps, seed=self.config.seed,
+        )  # fmt: skip
+
+    def _rows(self, role: str) -> tuple[Any, ...]:
+        """A role's rows; the alternative role has the forget rows with their other answer."""
+        if role == "retain":
+            return self.request.retain
+        forget = self.request.forget
+        return tuple(self.task.alternative(r) for r in forget) if role == "alternative" else forget
+
+
+def train(loop: Loop) -> nn.Module:
+    """Runs the loop to its end, from its last checkpoint when there is one; the model is changed in place.
+
+    Raises BrokenRunError when a loss or gradient is not finite, naming the last good checkpoint.
+    """
+    config, model = loop.config, loop.model
+    select_trainable(loop)
+    model.train(config.dropout)
+    reference = _learn_reference(loop)
+    parameters = list(checkpoints.trained(model).values())
+    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    combiner: Combiner = Fixed(loop.terms)
+    done = _resume(loop, optimiser, combiner)
+    for number, step in enumerate(loop.steps[done:], start=done + 1):
+        began = time.perf_counter()
+        _set_rate(optimiser, rate(number, len(loop.steps), config))
+        torch.manual_seed(hash((config.seed, number, loop.world.rank)) % 2**31)
+        optimiser.zero_grad(set_to_none=True)
+        losses = _backward(loop, step, reference, combiner.weights())
+        sum_gradients(parameters)
+        norm = float(nn.utils.clip_grad_norm_(parameters, config.clip))
+        _check_finite(loop, number, losses, norm)
+        optimiser.step()
+        combiner.update(losses)
+        _after(loop, number, losses, norm, optimiser, combiner, time.perf_counter() - began)
+    wait()
+    return model.eval()
+
+
+def select_trainable(loop: Loop) -> None:
+    """Freezes what no term trains; without a term that says so, everything that was trainable stays so."""
+    depth = loop.task.depth(loop.model) if any(hasattr(t.module, "trains") for t in loop.terms) else 0
+    chosen = [b for t in loop.terms if (b := t.blocks(depth)) is not None]
+    if not chosen or hasattr(loop.model, "peft_config"):
+        return
+    names = {name for blocks in chosen for name in loop.task.trainable(loop.model, blocks)}
+    for name, p in loop.model.named_parameters():
+        p.requires_grad_(name in names)
+
+
+def rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Learning rate of a step (1-based): linear warm-up, then linear decay that ends one step after the last."""
+    warm = max(1, round(config.warmup * steps))
+    scale = step / warm if step <= warm else (steps + 1 - step) / (steps + 1 - warm)
+    return config.learning_rate * scale
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = value
+
+
+def _names(loop: Loop, role: str, *, ref: bool) -> set[str]:
+    """Quantities that the terms of a role need, without `ref_`, from the reference or from the model itself."""
+    wanted = [q for t in loop.terms if t.role == role for q in t.arguments.values()]
+    return {q.removeprefix("ref_") for q in wanted if parse(q).ref is ref}
+
+
+def _learn_reference(loop: Loop) -> Reference:
+    """Reference values of every row that this rank's steps will draw."""
+    reference = Reference(loop.task, loop.model)
+    steps = [s.of_rank(*loop.world) for s in loop.steps]
+    for role in {t.role for t in loop.terms}:
+        names = _names(loop, role, ref=True)
+        if names:
+            items = {id(i.row): i.row for s in steps for i in _items(loop, s) if i.role == role}
+            reference.learn(list(items.values()), names, loop.config.micro_batch)
+    return reference
+
+
+def _items(loop: Loop, step: Step) -> list[Item]:
+    """The rows of a step with their roles, rows of like length together."""
+    chosen = {"retain": step.retain}
+    items = [Item(role, rows[i]) for role, rows in loop.rows.items() for i in chosen.get(role, step.forget)]
+    return sorted(items, key=lambda item: loop.task.length(item.row))
+
+
+class Micro(NamedTuple):
+    """Rows of one forward pass, collated."""
+
+    items: list[Item]
+    batch: Any
+    length_B: Tensor
+
+
+def _micro_batches(loop: Loop, step: Step) -> list[Micro]:
+    items, size, out = _items(loop, step.of_rank(*loop.world)), loop.config.micro_batch, []
+    for start in range(0, len(items), size):
+        part = items[start : start + size]
+        batch = loop.task.collate([item.row for item in part])
+        out.append(Micro(part, batch, loop.task.quantities(loop.model, batch, {"answer_len"})["answer_len"]))
+    return out
+
+
+def _counts(loop: Loop, micros: list[Micro]) -> dict[tuple[str, str], float]:
+    """Rows and scored tokens of the whole step, over all ranks, by (role, reduction)."""
+    local = {(role, kind): 0.0 for role in loop.rows for kind in ("rows", "tokens")}
+    for micro in micros:
+        for item, length in zip(micro.items, micro.length_B.tolist(), strict=True):
+            local[item.role, "rows"] += 1
+            local[item.role, "tokens"] += length
+    return dict(zip(local, sum_over_ranks(local.values(), loop.device), strict=True))
+
+
+def _backward(loop: Loop, step: Step, reference: Reference, weights: dict[str, float]) -> dict[str, float]:
+    """Accumulates the step's gradient on this rank; returns each role's loss over all ranks."""
+    micros = _micro_batches(loop, step)
+    counts = _counts(loop, micros)
+    losses = dict.fromkeys(loop.rows, 0.0)
+    for micro in micros:
+        parts = _losses(loop, micro, reference, counts)
+        torch.stack([weights[role] * loss for role, loss in parts.items()]).sum().backward()  # type: ignore[no-untyped-call]
+        for role, loss in parts.items():
+            losses[role] += float(loss.detach())
+    return dict(zip(losses, sum_over_ranks(losses.values(), loop.device), strict=True))
+
+
+def _losses(loop: Loop, micro: Micro, reference: Reference, counts: dict[tuple[str, str], float]) -> dict[str, Tensor]:
+    """This micro-batch's share of each role's loss."""
+    roles = dict.fromkeys(item.role for item in micro.items)
+    own = set().union(*(_names(loop, role, ref=False) for role in roles))
+    q = loop.task.quantities(loop.model, micro.batch, {n for n in own if not parse(n).alt} | {"mask"})
+    out = {}
+    for term in (t for t in loop.terms if t.role in roles):
+        chosen = [i for i, item in enumerate(micro.items) if item.role == term.role]
+        rows = [micro.items[i].row for i in chosen]
+        mine = {name: value[chosen] for name, value in q.items()} | _alternatives(loop, term, rows)
+        width = mine["mask"].shape[1]
+        known = reference.batch(rows, {q.removeprefix("ref_") for q in term.arguments.values() if parse(q).ref})
+        mine |= {f"ref_{name}": _widened(value, width) for name, value in known.items()}
+        out[term.role] = _share(term.values(mine), mine["mask"], term.role, counts)
+    return out
+
+
+def _alternatives(loop: Loop, term: Term, rows: list[Any]) -> dict[str, Tensor]:
+    """Quantities of the rows' alternative answers, when the term asks for them."""
+    names = {n for n in _names(loop, term.role, ref=False) if parse(n).alt}
+    if not names:
+        return {}
+    batch = loop.task.collate([loop.task.alternative(row) for row in rows])
+    q = loop.task.quantities(loop.model, batch, {parse(n).local for n in names})
+    return {name: q[parse(name).local] for name in names}
+
+
+def _widened(x: Tensor, width: int) -> Tensor:
+    """Reference values, padded to their own longest row, padded on to the micro-batch's (B, T, ...)."""
+    if x.ndim == 1 or x.shape[1] == width:
+        return x
+    padded = x.new_zeros(x.shape[0], width, *x.shape[2:])
+    padded[:, : x.shape[1]] = x
+    return padded
+
+
+def _share(loss: Tensor, mask_BT: Tensor, role: str, counts: dict[tuple[str, str], float]) -> Tensor:
+    """Sum over this micro-batch divided by the step's global count."""
+    if loss.ndim == 1:
+        return loss.sum() / counts[role, "rows"]
+    return torch.where(mask_BT, loss, 0.0).sum() / counts[role, "tokens"]
+
+
+def _check_finite(loop: Loop, number: int, losses: dict[str, float], norm: float) -> None:
+    if all(math.isfinite(x) for x in (*losses.values(), norm)):
+        return
+    terms = ", ".join(f"{role} term {loss:.4g}" for role, loss in losses.items())
+    good = checkpoints.saved(loop.run / "checkpoints")
+    kept = f"Last good checkpoint: {good[-1]}." if good else "No checkpoint was reached yet."
+    raise BrokenRunError(
+        f"loss became {'NaN' if any(math.isnan(x) for x in losses.values()) else 'infinite'} at step {number} "
+        f"({terms}, gradient norm {norm:.4g}). {kept} Gradient ascent is unbounded: try --method npo, or a lower --lr."
+    )
+
+
+def _after(
+    loop: Loop, number: int, losses: dict[str, float], norm: float, optimiser: torch.optim.Optimizer,
+    combiner: Combiner, seconds: float,
+) -> None:  # fmt: skip
+    """Logs the step, probes utility, saves a checkpoint when one is due."""
+    if not loop.world.main:
+        return
+    last = number == len(loop.steps)
+    shown = dict(losses)
+    if loop.probe and (last or number % max(1, len(loop.steps) // 10) == 0):
+        shown["utility"] = _utility(loop)
+    total = sum(weight * losses[role] for role, weight in combiner.weights().items())
+    event = {
+        "time": time.time(), "kind": "step", "step": number, "loss": total, "terms": losses, "grad_norm": norm,
+        "lr": optimiser.param_groups[0]["lr"], "seconds": seconds,
+    }  # fmt: skip
+    if "utility" in shown:
+        event["utility"] = shown["utility"]
+    loop.events.append(event)
+    if last or number % loop.config.save_every == 0:
+        checkpoints.save(loop.run / "checkpoints", number, loop.model, optimiser, {"combiner": combiner.state()})
+    if loop.report:
+        loop.report(number, len(loop.steps), shown)
+
+
+@torch.no_grad()
+def _utility(loop: Loop) -> float:
+    """Live probe: mean probability per token of a few retain answers. 1 is perfect; higher is better."""
+    training = loop.model.training
+    loop.model.eval()
+    q = loop.task.quantities(loop.model, loop.probe, {"answer_logp", "answer_len"})
+    loop.model.train(training)
+    return float((q["answer_logp"] / q["answer_len"]).exp().mean())
+
+
+def _resume(loop: Loop, optimiser: torch.optim.Optimizer, combiner: Combiner) -> int:
+    """Restores the newest checkpoint and drops events of steps that will be run again; returns steps done."""
+    state = checkpoints.restore(loop.run / "checkpoints", loop.model, optimiser)
+    done = int(state["step"]) if state else 0
+    if state:
+        combiner.restore(state["combiner"])
+    if loop.world.main:
+        kept = [e for e in loop.events if e["kind"] != "step" or e["step"] <= done]
+        write_text(loop.events.path, "".join(json.dumps(e) + "\n" for e in kept))
+    return done

@@ -1,0 +1,147 @@
+"""Terms: an objective bound to a role, its hyper-parameters checked, the quantities that it needs named."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from expunge import catalog
+from expunge.records import UsageError
+from expunge.tasks.quantities import Blocks, Name, parse
+
+
+class Term(NamedTuple):
+    """One objective at work on the rows of one role.
+
+    arguments: quantity name by argument name. state: tensors that `init` made, by argument name.
+    """
+
+    role: str
+    name: str
+    function: Callable[..., Tensor]
+    arguments: dict[str, str]
+    hyper: dict[str, Any]
+    weight: float
+    reduction: str
+    module: ModuleType
+    state: dict[str, Tensor]
+
+    def quantities(self) -> dict[str, Name]:
+        """What the task is asked for, by full quantity name."""
+        return {quantity: parse(quantity) for quantity in self.arguments.values()}
+
+    def values(self, quantities: Mapping[str, Tensor]) -> Tensor:
+        """Unreduced loss, (B,) or (B, T). UsageError when the shape is neither or contradicts the annotation."""
+        chosen = {argument: quantities[q] for argument, q in self.arguments.items()}
+        loss = self.function(**chosen, **self.state, **self.hyper)
+        kind = {1: "rows", 2: "tokens"}.get(loss.ndim)
+        if kind is None or (self.reduction and kind != self.reduction):
+            raise UsageError(
+                f"objective '{self.name}' returned shape {tuple(loss.shape)}; it must be one value per row (B,) or per "
+                f"token (B, T){f', and it declares {self.reduction}' if self.reduction else ''}."
+            )
+        return loss
+
+    def blocks(self, depth: int) -> Blocks | None:
+        """Which parameters the objective trains, when it says so by a `trains` companion."""
+        trains = getattr(self.module, "trains", None)
+        return trains(depth, **_accepted(trains, self.hyper)) if trains else None
+
+
+def _accepted(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `given` that a companion takes: it may serve several objectives of its file."""
+    known = inspect.signature(function).parameters
+    return {k: v for k, v in given.items() if k in known}
+
+
+def settings(method: catalog.Method, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """All hyper-parameters and weights of a method by role: signature defaults < the method's < those given.
+
+    A hyper-parameter that several roles share by name (RMU's layer) follows the forget role unless given.
+    Raises UsageError for an unknown role or name, with the nearest one.
+    """
+    for role in given:
+        if role not in method.roles:
+            raise UsageError(f"--{role}.…: method '{method.name}' has no {role} term; its roles: {', '.join(method.roles)}.")
+    out: dict[str, dict[str, Any]] = {}
+    for role, name in method.roles.items():
+        objective = catalog.find_objective(name)
+        stated = {**method.defaults.get(role, {}), **given.get(role, {})}
+        shared = {h.name: out["forget"][h.name] for h in objective.hyper if h.name in out.get("forget", {})}
+        defaults = {h.name: h.default for h in objective.hyper} | shared
+        weight = _weight(role, stated.get("weight", 1.0))
+        out[role] = {**defaults, **catalog.read_hyper(role, objective, stated), "weight": weight}
+    return out
+
+
+def _weight(role: str, raw: Any) -> float:
+    try:
+        return float(raw)
+    except ValueError:
+        raise UsageError(f"--{role}.weight {raw}: '{raw}' is not a number.") from None
+
+
+def bind(method: catalog.Method, given: Mapping[str, Mapping[str, Any]], *, width: int, seed: int) -> list[Term]:
+    """The terms of a method, ready to compute. Raises UsageError for quantities that no task has."""
+    chosen = settings(method, given)
+    return [_bind(role, name, dict(chosen[role]), width, seed) for role, name in method.roles.items()]
+
+
+def _bind(role: str, name: str, hyper: dict[str, Any], width: int, seed: int) -> Term:
+    objective = catalog.find_objective(name)
+    function, module = catalog.load(objective)
+    weight = hyper.pop("weight")
+    init, needs = getattr(module, "init", None), getattr(module, "needs", None)
+    state = init(torch.Generator().manual_seed(seed), width, **_accepted(init, hyper)) if init else {}
+    renamed = needs(**_accepted(needs, hyper)) if needs else {}
+    arguments = {a: renamed.get(a, a) for a in objective.needs if a not in state}
+    for quantity in arguments.values():
+        parse(quantity)
+    used = {k: v for k, v in state.items() if k in objective.needs}
+    return Term(role, objective.name, function, arguments, hyper, weight, objective.reduction, module, used)
+
+
+class Combiner(Protocol):
+    """Adds the roles' losses. Weights are fixed before a step's backward passes; the losses come back after it."""
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each role in the coming step."""
+        ...
+
+    def update(self, losses: Mapping[str, float]) -> None:
+        """Takes note of the step's losses (a dual variable moves here)."""
+        ...
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint must keep."""
+        ...
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Inverse of `state`."""
+        ...
+
+
+class Fixed:
+    """Weights that do not change."""
+
+    def __init__(self, terms: list[Term]) -> None:
+        self._weights = {t.role: t.weight for t in terms}
+
+    def weights(self) -> dict[str, float]:
+        """See `Combiner`."""
+        return self._weights
+
+    def update(self, losses: Mapping[str, float]) -> None:
+        """Nothing to learn from losses."""
+
+    def state(self) -> dict[str, float]:
+        """Nothing to keep."""
+        return {}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Nothing to restore."""

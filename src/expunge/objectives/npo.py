@@ -1,0 +1,29 @@
+"""Negative preference optimisation: ascent that fades for rows already less likely than under the original.
+
+Limits: gradient -> that of ascent on the row's sum as beta -> 0; at the original every row has weight 1.
+Source: Zhang et al. 2024 (arXiv 2404.05868).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F  # noqa: N812
+
+from expunge.tasks.quantities import Rows
+
+METHODS = {
+    "npo": {
+        "line": "negative preference optimisation on forget, likelihood on retain",
+        "roles": {"forget": "npo", "retain": "nll"},
+        "citation": "Zhang et al. 2024, arXiv 2404.05868",
+    },
+}
+
+
+def npo(answer_logp: Rows, ref_answer_logp: Rows, *, beta: float = 0.1) -> Rows:
+    """NPO: bounded ascent on the whole answer's likelihood ratio to the original.
+
+    L = (2 / beta) * softplus(beta * (log p(y|x) - log p_ref(y|x))).  At least 0; (2/beta) ln 2 at the original.
+    beta: inverse temperature, per nat; smaller is closer to plain ascent.
+    Source: Zhang et al. 2024, arXiv 2404.05868
+    """
+    return 2 / beta * F.softplus(beta * (answer_logp - ref_answer_logp))

@@ -1,0 +1,51 @@
+"""Representation misdirection: steer hidden states of forget rows towards a fixed random direction.
+
+Only the MLP output matrices of the steered block and the two before it train, as in the paper; nothing above the
+steered block is run. The intention is suppression: whoever reads below the steered block still finds the knowledge.
+Source: Li et al. 2024, WMDP (arXiv 2403.03218).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from expunge.tasks.quantities import Blocks, Hidden, Mask, Rows, layer_index
+
+METHODS = {
+    "rmu": {
+        "line": "steer hidden states of forget rows to a random direction, hold those of retain rows",
+        "roles": {"forget": "rmu", "retain": "hidden_distance"},
+        "defaults": {"retain": {"weight": 1200.0}},
+        "intention": "suppression",
+        "citation": "Li et al. 2024, arXiv 2403.03218",
+    },
+}
+
+
+def rmu(hidden: Hidden, mask: Mask, direction: Tensor, *, layer: str = "25%", coeff: float = 6.5) -> Rows:
+    """RMU: pull the hidden states of forget rows to `coeff` times a random unit vector.
+
+    L = mean over rows of mean_t mean_d (h_td - coeff * u_d)^2 over the positions that predict answer tokens.
+    At least 0. layer: steered block; coeff: length of the target, in units of the residual stream.
+    Source: Li et al. 2024, arXiv 2403.03218
+    """
+    squared_BT = (hidden - coeff * direction).square().mean(-1)
+    return (squared_BT * mask).sum(1) / mask.sum(1)
+
+
+def needs(*, layer: str = "25%", coeff: float = 6.5) -> dict[str, str]:
+    """Which layer `hidden` is read from."""
+    return {"hidden": f"hidden@{layer}"}
+
+
+def trains(depth: int, *, layer: str = "25%", coeff: float = 6.5) -> Blocks:
+    """MLP output matrices of the steered block and the two below it."""
+    steered = layer_index(layer, depth)
+    return Blocks(steered - 2, steered, "mlp_out")
+
+
+def init(rng: torch.Generator, width: int) -> dict[str, Tensor]:
+    """The direction u (D,): uniform in [0, 1) per coordinate, normalised; kept in checkpoints."""
+    u = torch.rand(width, generator=rng)
+    return {"direction": u / u.norm()}

@@ -1,0 +1,72 @@
+"""Classifiers: a language model with one token. token_logp is (B, 1), the log-probability of the label."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data.arrays import ArrayRow
+from expunge.records import UsageError
+from expunge.tasks.quantities import Blocks, layer_index, parse
+
+
+class ArrayBatch(NamedTuple):
+    """Features (B, ...) and labels (B,)."""
+
+    x: Tensor
+    y_B: Tensor
+
+
+class Classify:
+    """The classifier family: any module that maps features to logits (B, V). Its children are the blocks."""
+
+    family = "classifier"
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def collate(self, rows: list[ArrayRow]) -> ArrayBatch:
+        """Rows as one batch."""
+        x = torch.tensor([row.x for row in rows], dtype=torch.float32)
+        return ArrayBatch(x.to(self.device), torch.tensor([row.y for row in rows]).long().to(self.device))
+
+    def quantities(self, model: nn.Module, batch: ArrayBatch, names: set[str]) -> dict[str, Tensor]:
+        """See `expunge.tasks.quantities.TABLE`; T = 1 everywhere."""
+        wanted = [parse(name) for name in names]
+        layers = {n.local: layer_index(n.layer, self.depth(model)) for n in wanted if n.layer}
+        ones_B1 = torch.ones_like(batch.y_B, dtype=torch.bool).unsqueeze(1)
+        out: dict[str, Tensor] = {"mask": ones_B1, "answer_len": ones_B1.sum(1).float()}
+        if names <= out.keys():
+            return {n.local: out[n.local] for n in wanted}
+        x, children = batch.x, list(model.children())
+        for index, child in enumerate(children, start=1):
+            x = child(x)
+            out |= {name: x.flatten(1).unsqueeze(1) for name, layer in layers.items() if layer == index}
+        picked_B1 = torch.log_softmax(x.float(), -1).gather(1, batch.y_B.unsqueeze(1))
+        out |= {"logits": x.float().unsqueeze(1), "token_logp": picked_B1, "answer_logp": picked_B1.squeeze(1)}
+        return {n.local: out[n.local] for n in wanted}
+
+    def length(self, row: ArrayRow) -> int:
+        """Every row costs the same."""
+        return 1
+
+    def alternative(self, row: ArrayRow) -> ArrayRow:
+        """The row with its alternative label. UsageError when it has none."""
+        if row.alternative is None:
+            raise UsageError(f"row '{row.id}' has no 'alternative' label, which this objective asks for.")
+        return row._replace(y=row.alternative)
+
+    def depth(self, model: nn.Module) -> int:
+        """Number of child modules."""
+        if not isinstance(model, nn.Sequential):
+            raise UsageError("a classifier must be an nn.Sequential, so that its blocks have an order.")
+        return len(list(model.children()))
+
+    def trainable(self, model: nn.Module, blocks: Blocks) -> list[str]:
+        """Parameters of the chosen children; a classifier has no MLP output of its own, so `part` selects all."""
+        names = [name for name, _ in model.named_parameters() if blocks.first <= int(name.split(".")[0]) + 1 <= blocks.last]
+        if not names:
+            raise UsageError(f"blocks {blocks.first} to {blocks.last} of this classifier have no parameters.")
+        return names
