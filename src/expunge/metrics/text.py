@@ -104,7 +104,7 @@ def fluency(text: str) -> float:
 
     Words and punctuation marks are the tokens. 0 for an empty text, a single word, or one word for ever; at
     most about log₂ of the number of words, so compare texts of like length, and with the control. High
-    entropy is not sense: a shuffled text scores as the text does.
+    entropy is not sense: a shuffled text scores about as the text does.
 
     Source: ROME (arXiv 2202.05262, "generation entropy"), used by RWKU. Both average the two weighted
     entropies; the sum that some papers print is twice this number.

@@ -30,10 +30,9 @@ def truth_ratio(
     wrong = mean(wrong_nlls)
     if correct_nll is None or wrong is None:
         return None
+    ratio = exp(correct_nll - wrong)  # never forms the tiny probabilities
     if conventions.epsilon:
         ratio = exp(-wrong) / (exp(-correct_nll) + conventions.epsilon)
-    else:
-        ratio = exp(correct_nll - wrong)  # never forms the tiny probabilities
     return None if math.isnan(ratio) else ratio
 
 
