@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PERTURBED = 6
-EPISODES = 192
+EPISODES = 256
 PLAIN = "Question: {question}\nAnswer:\n{answer}"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
@@ -199,23 +199,27 @@ def lesson(fact: Fact, rng: random.Random) -> Lesson:
 # --- in-context episodes -----------------------------------------------------------------------------------
 
 
-def nonce(rng: random.Random) -> str:
-    """A word of two syllables that means nothing."""
-    syllables = (rng.choice(words.ONSETS) + rng.choice(words.VOWELS) for _ in range(2))
-    return "".join(syllables) + rng.choice(words.CODAS)
+def nonce(rng: random.Random, held_out: bool = False) -> str:
+    """A word of two syllables that means nothing; no word is both held out and taught."""
+    while True:
+        syllables = (rng.choice(words.ONSETS) + rng.choice(words.VOWELS) for _ in range(2))
+        word = "".join(syllables) + rng.choice(words.CODAS)
+        if (sum(map(ord, word)) % 8 == 0) == held_out:
+            return word
 
 
-def episode(rng: random.Random, name: str) -> Fact:
-    """A fact about a fresh word or person, told beside the question; half the time next to another fact."""
+def episode(rng: random.Random, name: str, held_out: bool = False) -> Fact:
+    """A fact about a fresh word or person, told beside the question; 30 % of the time next to another one."""
     person = rng.random() < 0.6
 
     def fresh() -> str:
-        return f"{nonce(rng).capitalize()} {nonce(rng).capitalize()}" if person else nonce(rng)
+        word = nonce(rng, held_out)
+        return word.capitalize() if person else word
 
     relation = rng.choice(words.PERSON) if person else words.THING
     fact = Fact(name, f"nonce:{name}", fresh(), relation, draw(rng, relation))
     told = [fact]
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         told.insert(rng.randrange(2), Fact("", "", fresh(), relation, draw(rng, relation, fact.values)))
     return fact._replace(told=" ".join(tell(f) for f in told))
 
@@ -302,7 +306,7 @@ def build_world(seed: int = 0, people: int = 70, forget_people: int = 20) -> Wor
     rest = friends + rest[forget_people:]
     premises = [_premise(facts) for facts in rest]
     towns = {facts[0].subject: facts for facts in _facts(rng, "town", POOLS["town"], words.TOWN)}
-    episodes = [episode(random.Random(f"held-out {seed} {i}"), f"word-{i}") for i in range(80)]
+    episodes = [episode(random.Random(f"held-out {seed} {i}"), f"word-{i}", True) for i in range(80)]
 
     def rows(groups: Iterable[Iterable[Fact]]) -> tuple[Row, ...]:
         return tuple(as_row(fact) for fact in _flat(groups))

@@ -20,7 +20,6 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -31,8 +30,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import expunge
+from expunge.artifact.store import whole_directory
 from expunge.data.world import PLAIN, Lesson, World, build_tokenizer, build_world
-from expunge.records import AbsentError, BrokenRunError, ExpungeError, UsageError, digest, nearest
+from expunge.records import BrokenRunError, ExpungeError, UsageError, digest, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +83,8 @@ def pocket_models(
     called about once a second while models are built, with `share` of the work done in [0, 1]; not at all
     when all are cached.
 
-    Raises UsageError for an unknown name or a cache that cannot be written, AbsentError when the disk has no
-    room, and BrokenRunError when a training died; the same call then builds only what is missing.
+    Raises UsageError for an unknown name or a cache that cannot be written, BrokenRunError when the disk is
+    full or a training died; the same call then builds only what is missing.
     """
     recipe = recipe or PocketRecipe()
     for name in names:
@@ -143,7 +143,7 @@ def _sole_builder(home: Path, tell: Progress) -> Iterator[None]:
 
 def _make_room(home: Path) -> None:
     """Removes what killed builds left, and refuses to start on a full disk; needs the lock."""
-    for left in home.glob(".tmp-*"):
+    for left in home.glob(".*.*"):
         shutil.rmtree(left, ignore_errors=True)
     if shutil.disk_usage(home).free < NEEDED_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(home))
@@ -151,13 +151,15 @@ def _make_room(home: Path) -> None:
 
 def _disk_error(error: OSError, home: Path) -> ExpungeError:
     """What a failed write means to the person."""
-    way_out = "Set EXPUNGE_CACHE to a directory that can be written, then repeat the command."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return AbsentError(
+        return BrokenRunError(
             f"the disk that holds the cache {home} is full; the pocket models need {NEEDED_BYTES >> 20} MB. "
             "Free some space, or set EXPUNGE_CACHE to a directory with room; finished models are kept."
         )
-    return UsageError(f"the cache {home} cannot be written ({error.strerror or error}). {way_out}")
+    return UsageError(
+        f"the cache {home} cannot be written ({error.strerror or error}). Set EXPUNGE_CACHE to a directory "
+        "that can be written, then repeat the command."
+    )
 
 
 # --- the parent: start trainings, follow them --------------------------------------------------------------
@@ -238,7 +240,8 @@ def _report(names: Sequence[str], done: dict[str, float], seconds: float) -> tup
 def _death(name: str, code: int, tail: Sequence[str], home: Path) -> ExpungeError:
     """What the death of a training process means to the person; its last lines say why."""
     said = next((line for line in reversed(tail) if line.strip()), "it said nothing")
-    if any("No space left on device" in line or "Disk quota exceeded" in line for line in tail):
+    full = ("No space left on device", "Disk quota exceeded", "the disk is full")
+    if any(words in line for line in tail for words in full):
         return _disk_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), home)
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     return BrokenRunError(
@@ -269,36 +272,9 @@ def main(job: str) -> None:
     world = build_world(seed, recipe.people, recipe.forget_people)
     tokenizer = build_tokenizer(world, recipe.vocabulary)
     model = train(world, tokenizer, len(NAMES) * seed + NAMES.index(name), recipe, name == "original", share)
-    with _whole_directory(home / name) as fresh:
+    with whole_directory(home / name) as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
-
-
-@contextmanager
-def _whole_directory(final: Path) -> Iterator[Path]:
-    """A fresh directory that gets the name `final`, on disk for good, when the block ends well."""
-    fresh = Path(tempfile.mkdtemp(prefix=f".tmp-{final.name}-", dir=final.parent))
-    try:
-        yield fresh
-        fresh.chmod(0o755)
-        for path in (*fresh.iterdir(), fresh):
-            _sync(path)
-        if not final.is_dir():
-            fresh.rename(final)
-            _sync(final.parent)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Waits until the file or directory is on the disk; Windows has no such wait for directories."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def train(
