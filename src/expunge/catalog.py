@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -53,6 +52,7 @@ class Method(NamedTuple):
     defaults: dict[str, dict[str, float]]
     intention: str
     citation: str
+    module: str = ""
 
 
 def _docstring(node: ast.AST) -> str:
@@ -143,7 +143,7 @@ def methods() -> dict[str, Method]:
         for name, entry in _literals(parse(path)).get("METHODS", {}).items():
             found[name] = Method(
                 name, entry["line"], entry["roles"], entry.get("defaults", {}), entry.get("intention", "removal"),
-                entry.get("citation", ""),
+                entry.get("citation", ""), f"expunge.objectives.{path.stem}",
             )  # fmt: skip
     return found
 
@@ -194,6 +194,54 @@ def load(objective: Objective) -> tuple[Callable[..., Any], ModuleType]:
     return getattr(module, objective.name), module
 
 
+class Audit(NamedTuple):
+    """What a file says about one row-by-row audit. `needs` are names that a view offers; `splits` may be ["*"]."""
+
+    name: str
+    module: str
+    line: str
+    citation: str
+    needs: tuple[str, ...]
+    splits: tuple[str, ...]
+    unit: str
+    better: str
+
+
+@cache
+def audits() -> dict[str, Audit]:
+    """Every audit of the house, by name, from the `AUDITS` tables of the audit files."""
+    found = {}
+    for path in _files("audits"):
+        tree = parse(path)
+        functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+        for name, entry in _literals(tree).get("AUDITS", {}).items():
+            text = _docstring(functions[name])
+            needs = tuple(a.arg for a in functions[name].args.args)
+            found[name] = Audit(
+                name, f"expunge.audits.{path.stem}", first_line(text), _citation(text), needs,
+                tuple(entry["splits"]), entry["unit"], entry.get("better", ""),
+            )  # fmt: skip
+    return found
+
+
+def suites() -> dict[str, Path]:
+    """Files of the audit suites, by name."""
+    return {path.stem: path for path in sorted((HOUSE / "audits" / "suites").glob("*.yaml"))}
+
+
+def recipes() -> dict[str, Path]:
+    """Files of the shipped recipes, by name: inside an installed package, or beside its sources."""
+    inside = HOUSE / "recipes"
+    folder = inside if inside.is_dir() else HOUSE.parents[1] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def modules(method: Method) -> list[ModuleType]:
+    """The modules of a method: where it is stated, and where its objectives are."""
+    stated = [importlib.import_module(method.module)] if method.module else []
+    return stated + [load(find_objective(name))[1] for name in method.roles.values()]
+
+
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "float": float, "int": int, "str": str, "bool": lambda v: {"true": True, "false": False}[str(v).lower()],
 }  # fmt: skip
@@ -222,8 +270,3 @@ def describe_module(path: Path) -> str:
     """First line of a file's docstring."""
     return first_line(_docstring(parse(path)))
 
-
-def signature_needs(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the positional arguments of a function: the quantities or evidence that it asks for."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds)

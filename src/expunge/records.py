@@ -218,6 +218,8 @@ class RunConfig(TrainConfig):
     """TOFU: its directory or hub id, instead of --forget/--retain."""
     split: str = "forget10"
     """Which forget split of TOFU."""
+    world_seed: int = Field(default=0, ge=0)
+    """Which built-in world, when no model is named."""
     near_duplicates: Literal["refuse", "drop", "keep"] = "refuse"
     """What to do with retain rows that nearly repeat forget rows."""
     reason: Reason = "other"
@@ -230,8 +232,8 @@ class RunConfig(TrainConfig):
     """Method name (see `expunge list methods`), or your own objective: ./mine.py:function."""
     template: str | None = None
     """Prompt template with {question} and {answer}; default: the tokenizer's chat template, else a plain one."""
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    """Longest greedy answer in audits. Default: 200."""
+    max_new_tokens: int = Field(default=200, ge=1)
+    """Longest greedy answer in audits."""
     batch_audit: int = Field(default=64, ge=1)
     """Rows per forward pass in audits; changes memory, never the result."""
     suite: str = "standard"
@@ -253,8 +255,8 @@ class RunConfig(TrainConfig):
     def _one_source(self) -> RunConfig:
         if self.tofu and (self.forget or self.retain):
             raise ValueError("--tofu brings its own splits; leave out --forget and --retain")
-        if (self.forget is None) != (self.retain is None):
-            raise ValueError("--forget and --retain go together: name both files")
+        if self.retain and not self.forget:
+            raise ValueError("--retain without --forget: name both files")
         if self.model and not (self.forget or self.tofu):
             raise ValueError("--model needs what to forget: --forget F.jsonl --retain R.jsonl, or --tofu DIR")
         return self

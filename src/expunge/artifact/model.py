@@ -32,12 +32,12 @@ class ModelHandle:
         batch_size: int = 64,
     ) -> None:
         self.manifest, self.codec, self.batch_size = manifest, codec, batch_size
-        self._load, self._open_parent, self._open_held = load, open_parent, open_held
+        self.load, self._open_parent, self._open_held = load, open_parent, open_held
 
     @cached_property
     def weights(self) -> nn.Module:
         """The model, in evaluation mode, on the best device there is."""
-        return self._load().eval()
+        return self.load().eval()
 
     @cached_property
     def task(self) -> CausalLM:
@@ -116,7 +116,7 @@ class ModelHandle:
             raise UsageError("dial needs the model this one was made from; its manifest names no parent.")
 
         def load() -> nn.Module:
-            mixed, base = merged(self._load()), merged(self._open_parent().weights)  # type: ignore[misc]
+            mixed, base = merged(self.load()), merged(self._open_parent().weights)  # type: ignore[misc]
             with torch.no_grad():
                 theirs = dict(base.named_parameters())
                 for name, p in mixed.named_parameters():

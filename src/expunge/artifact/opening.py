@@ -56,13 +56,13 @@ def artifact_folder(where: str | Path) -> Path | None:
     return None
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an artifact directory; UsageError when it is damaged or of a kind that this version lacks."""
+def read_manifest(folder: Path, *, any_kind: bool = False) -> Manifest:
+    """The manifest of an artifact directory; UsageError when it is damaged or of a kind that cannot be opened."""
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except ValidationError as error:
         raise UsageError(f"{folder / MANIFEST} is not a manifest: {error.errors()[0]['msg']}.") from None
-    if manifest.kind not in KINDS:
+    if not any_kind and manifest.kind not in KINDS:
         raise UsageError(f"{folder} is of kind '{manifest.kind}'; this version opens: {', '.join(KINDS)}.")
     return manifest
 
@@ -95,7 +95,9 @@ def load_tokenizer(folder: Path) -> Any:
 def load_weights(folder: Path) -> nn.Module:
     """A causal LM from a directory, in float32, from safetensors only."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
@@ -133,7 +135,7 @@ def _open_model(folder: Path, manifest: Manifest, template: str | None, batch_si
     if manifest.parent is None:
         return opened
     parent = _parent(manifest, template, batch_size)
-    return ModelHandle(manifest, opened.codec, opened._load, open_parent=parent, batch_size=batch_size)
+    return ModelHandle(manifest, opened.codec, opened.load, open_parent=parent, batch_size=batch_size)
 
 
 def _open_adapter(folder: Path, manifest: Manifest, template: str | None, batch_size: int) -> ModelHandle:

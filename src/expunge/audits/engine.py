@@ -1,0 +1,256 @@
+"""Runs a suite of audits over the models of a request, appends results as they finish, and computes nothing twice."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import yaml
+
+from expunge import catalog
+from expunge.artifact.evidence import Evidence
+from expunge.artifact.handle import require
+from expunge.artifact.store import Lines
+from expunge.audits import aggregates
+from expunge.audits.view import PerRow, Split, View, paraphrased
+from expunge.data.request import ForgetRequest, fingerprint
+from expunge.metrics.conventions import Conventions
+from expunge.metrics.statistics import Interval, entity_bootstrap
+from expunge.records import AuditResult, Direction, ExpungeError, ModelName, Row, UsageError, digest, nearest
+
+AUDITS_VERSION = 1  # raised when a metric changes its meaning, so that old results are not reused
+ROWS_PER_SPLIT = 400
+AGGREGATES = {
+    "perplexity": "perplexity per answer token on what is kept",
+    "model_utility": "harmonic mean of probability, recall and truth ratio on what is kept",
+    "forget_quality": "are truth ratios distributed like the control's (KS test)?",
+}
+NO_CONTROL = (
+    "no control that never knew the forget rows. Make one: expunge control --base BASE --forget F.jsonl "
+    "--retain R.jsonl --out CONTROL, then pass --control CONTROL"
+)
+
+
+class Models(NamedTuple):
+    """The models of an audit. `matched`: for a data-side control, rows that the original never saw, in whose place
+    the forget rows stand; then `control` is the original itself."""
+
+    original: Evidence
+    unlearned: Evidence | None = None
+    control: Evidence | None = None
+    control_2: Evidence | None = None
+    matched: tuple[Any, ...] = ()
+
+    def present(self) -> dict[ModelName, Evidence]:
+        """The models there are, by name."""
+        named = {"original": self.original, "unlearned": self.unlearned, "control": self.control}
+        named |= {"control_2": self.control_2}
+        return {cast(ModelName, name): e for name, e in named.items() if e is not None}
+
+
+def splits_of(request: ForgetRequest, seed: int = 0, earlier: Mapping[str, tuple[Any, ...]] | None = None) -> dict[str, Split]:
+    """What is audited: every split (at most 400 rows, drawn by seed), paraphrased questions, earlier requests.
+
+    A split `retain_eval` stands in for retain when the request brings one.
+    """
+    named = dict(request.splits)
+    named["retain"] = named.pop("retain_eval", named.get("retain", ()))
+    found = [Split("forget", request.forget, True)]
+    found += [Split(f"forget:{name}", rows, True) for name, rows in (earlier or {}).items()]
+    found += [Split(name, _some(rows, seed), False) for name, rows in named.items() if name != "forget"]
+    texts = [s for s in found if s.rows and isinstance(s.rows[0], Row)]
+    for split in [s for s in texts if s.name == "retain" or s.forgets]:
+        found.append(Split(f"{split.name}_paraphrased", paraphrased(split.rows), split.forgets))
+    return {s.name: s for s in found if s.rows}
+
+
+def _some(rows: tuple[Any, ...], seed: int) -> tuple[Any, ...]:
+    if len(rows) <= ROWS_PER_SPLIT:
+        return rows
+    chosen = np.random.default_rng([seed, len(rows)]).permutation(len(rows))[:ROWS_PER_SPLIT]
+    return tuple(rows[i] for i in sorted(chosen))
+
+
+def suite(name: str) -> list[str]:
+    """Names of the audits in a suite; UsageError for an unknown suite or an audit in it that does not exist."""
+    known = catalog.suites()
+    if name not in known:
+        raise UsageError(f"suite '{name}' not found.{nearest(name, known)} There are: {', '.join(known)}.")
+    names = yaml.safe_load(known[name].read_text(encoding="utf-8"))["audits"]
+    for audit in names:
+        if audit not in catalog.audits() and audit not in AGGREGATES:
+            raise UsageError(f"suite '{name}' names an audit '{audit}' that does not exist.")
+    return list(names)
+
+
+def applies(audit: catalog.Audit, split: Split) -> bool:
+    """Whether an audit is meant for a split and its rows bring what it needs."""
+    base = "forget" if split.name.startswith("forget:") else split.name
+    if "*" not in audit.splits and base not in audit.splits:
+        return False
+    if "scored_wrong" in audit.needs:
+        return any(getattr(row, "perturbed_answer", ()) for row in split.rows)
+    if audit.name in ("verbatim_rouge", "knowledge_rouge"):
+        return any((row.text is None) == (audit.name == "knowledge_rouge") for row in split.rows)
+    return True
+
+
+def needs_of(names: Iterable[str], splits: Mapping[str, Split]) -> dict[str, set[str]]:
+    """What views must gather, by split."""
+    found: dict[str, set[str]] = {name: set() for name in splits}
+    known = catalog.audits()
+    for audit in (known[n] for n in names if n in known):
+        for split in splits.values():
+            if applies(audit, split):
+                found[split.name] |= set(audit.needs)
+    return found
+
+
+Progress = Callable[[str], None]
+
+
+class Audit:
+    """One audit of one request: views of all models, the log of finished results, and the arithmetic."""
+
+    def __init__(
+        self, models: Models, splits: Mapping[str, Split], conventions: Conventions, log: Lines, *,
+        unseen: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.models, self.splits, self.conventions, self.log = models, splits, conventions, log
+        self.unseen = unseen or {}
+        self.done = {r.key: r for r in (AuditResult.model_validate(line) for line in log)}
+        self.views = {name: self._view(name, evidence) for name, evidence in models.present().items()}
+
+    def _view(self, name: str, evidence: Evidence) -> View:
+        splits = dict(self.splits)
+        if name.startswith("control"):
+            splits = {n: s for n, s in splits.items() if n not in self.unseen}
+        if name == "control" and self.models.matched:
+            splits = {n: s for n, s in splits.items() if s.forgets and not n.startswith("forget:")}
+            matched = {"forget": self.models.matched, "forget_paraphrased": paraphrased(self.models.matched)}
+            splits = {n: Split(n, matched[n], True) for n in splits if matched.get(n)}
+        return View(evidence, splits, self.conventions)
+
+    def run(self, names: list[str], progress: Progress = lambda _: None) -> list[AuditResult]:
+        """All results of the named audits, those of an earlier, interrupted run included."""
+        needs = needs_of(names, self.splits)
+        for model, view in self.views.items():
+            progress(f"scoring and asking the {model}")
+            view.gather({split: wanted for split, wanted in needs.items() if split in view.splits})
+        results = []
+        for name in names:
+            for split, model, measure in self._measures(name):
+                results.append(self._one(name, split, model, measure))
+        return self._with_references(results)
+
+    def _measures(self, name: str) -> Iterator[tuple[str, ModelName, Callable[[], dict[str, Any]]]]:
+        """What there is to measure for an audit: split, model and the measurement."""
+        known = catalog.audits()
+        models: list[ModelName] = ["original", "unlearned", "control", "control_2"]
+        present = [m for m in models if m in self.views or m == "control"]
+        if name in known:
+            audit = known[name]
+            for split in (s.name for s in self.splits.values() if applies(audit, s)):
+                for model in present:
+                    yield split, model, lambda a=audit, s=split, m=model: self._rowwise(a, s, m)  # type: ignore[misc]
+            return
+        for split in self._aggregate_splits(name):
+            for model in present:
+                yield split, model, lambda s=split, m=model: self._aggregate(name, s, m)  # type: ignore[misc]
+
+    def _aggregate_splits(self, name: str) -> list[str]:
+        if name == "forget_quality":
+            return [s.name for s in self.splits.values() if s.forgets and not s.name.endswith("_paraphrased")]
+        return [s for s in ("retain",) if s in self.splits]
+
+    def _one(self, name: str, split: str, model: ModelName, measure: Callable[[], dict[str, Any]]) -> AuditResult:
+        key = self._key(name, split, model)
+        if key in self.done:
+            return self.done[key]
+        began = time.perf_counter()
+        known = catalog.audits().get(name)
+        fields: dict[str, Any] = {"audit": name, "split": split, "model": model, "key": key,
+                                  "unit": known.unit if known else ""}  # fmt: skip
+        fields["direction"] = self._direction(split, name)
+        try:
+            fields |= measure()
+        except ExpungeError as error:
+            fields |= {"status": "not_applicable", "reason": str(error)}
+        except (ValueError, ArithmeticError, RuntimeError, LookupError) as error:
+            # One audit that breaks is recorded with its words; the others go on.
+            fields |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        result = AuditResult(**fields, seconds=time.perf_counter() - began)
+        if result.status == "ok":
+            self.log.append(result.model_dump(mode="json"))
+            self.done[key] = result
+        return result
+
+    def _key(self, name: str, split: str, model: ModelName) -> str:
+        view, control = self.views.get(model), self.views.get("control")
+        rows = [fingerprint(v.splits[split].rows) if v and split in v.splits else "" for v in (view, control)]
+        digests = [v.evidence.handle.manifest.digest if v else "" for v in (view, control)]
+        return digest(AUDITS_VERSION, name, split, model, rows, digests, self.conventions.name)
+
+    def _direction(self, split: str, name: str) -> Direction:
+        if name == "forget_quality":
+            return "higher"
+        if name == "perplexity":
+            return "lower"
+        forgets = split in self.splits and self.splits[split].forgets
+        return "closest_to_control" if forgets or split == "heldout" or name in ("fluency", "answer_words") else "higher"
+
+    def _seen_by(self, split: str, model: ModelName) -> View:
+        view = self.views.get(model)
+        if view is None:
+            raise UsageError(NO_CONTROL)
+        if split not in view.splits and split in self.unseen:
+            raise UsageError(self.unseen[split])
+        if split not in view.splits:
+            raise UsageError("a data-side control only stands beside the forget rows.")
+        return view
+
+    def _rowwise(self, audit: catalog.Audit, split: str, model: ModelName) -> dict[str, Any]:
+        values, view = self.per_row(audit.name, split, model), self._seen_by(split, model)
+        return _measured(entity_bootstrap(values, aggregates.entities(view, split)))
+
+    def per_row(self, name: str, split: str, model: ModelName) -> PerRow:
+        """A row-by-row audit's values. UsageError when the model has no such split or cannot give what is needed."""
+        audit, view = catalog.audits()[name], self._seen_by(split, model)
+        for need, capability in (("scored", "score"), ("answers", "respond")):
+            if need in audit.needs:
+                require(view.evidence.handle, capability, f"audit '{name}'")
+        function = getattr(importlib.import_module(audit.module), name)
+        values: PerRow = function(**{need: view.offer(split, need) for need in audit.needs})
+        return values
+
+    def _aggregate(self, name: str, split: str, model: ModelName) -> dict[str, Any]:
+        view = self._seen_by(split, model)
+        if name == "perplexity":
+            return _measured(aggregates.perplexity(view, split))
+        if name == "model_utility":
+            interval, used, missing = aggregates.utility(view)
+            return _measured(interval) | {"details": {"used": used, "missing": missing}}
+        other = self._seen_by(split, "control")
+        if model == "control":
+            raise UsageError("the control is what the others are compared with.")
+        quality = aggregates.forget_quality(view, other, split, split)
+        distance = quality.distance
+        return {
+            "value": quality.p, "n": distance.n, "entities": distance.entities, "unit": "p-value",
+            "details": {"ks_distance": distance.value, "ks_low": distance.low, "ks_high": distance.high},
+        }  # fmt: skip
+
+    def _with_references(self, results: list[AuditResult]) -> list[AuditResult]:
+        """The control's value beside every other model's."""
+        control = {(r.audit, r.split): r.value for r in results if r.model == "control" and r.status == "ok"}
+        return [r.model_copy(update={"reference": control.get((r.audit, r.split))}) for r in results]
+
+
+def _measured(interval: Interval) -> dict[str, Any]:
+    if interval.value is None:
+        raise UsageError("no row of this split has what this audit needs.")
+    fields = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return fields | {"n": interval.n, "entities": interval.entities}

@@ -1,0 +1,113 @@
+"""A view of one model through one request: what audits may ask for by the names of their arguments.
+
+Every teacher-forced number is arithmetic on one cached pass per row; every text metric reads one cached answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from expunge.artifact.evidence import Evidence, conversation
+from expunge.metrics.conventions import Conventions
+from expunge.records import Row, Scored
+
+PerRow: TypeAlias = list[float | None]
+"""One value per row of a split; None where the metric does not apply to the row."""
+
+OFFERED = {
+    "rows": "the split's rows",
+    "scored": "teacher-forced scores of the answers",
+    "scored_correct": "scores of the paraphrased answer where the row has one, else of the answer",
+    "scored_wrong": "scores of the row's perturbed answers",
+    "answers": "the model's greedy answers",
+    "references": "the answers that a model that knows would give",
+    "conventions": "which tokens count (corrected, or another evaluator's)",
+}
+
+
+class Split(NamedTuple):
+    """Rows to audit. `forgets`: whether they are what was to be forgotten."""
+
+    name: str
+    rows: tuple[Any, ...]
+    forgets: bool
+
+
+class View:
+    """One model's evidence on named splits."""
+
+    def __init__(self, evidence: Evidence, splits: Mapping[str, Split], conventions: Conventions) -> None:
+        self.evidence, self.splits, self.conventions = evidence, splits, conventions
+
+    def offer(self, split: str, name: str) -> Any:
+        """What is offered under `name` (see OFFERED), one entry per row of the split."""
+        rows = self.splits[split].rows
+        match name:
+            case "rows":
+                return rows
+            case "scored":
+                return self.evidence.scored(rows)
+            case "scored_correct":
+                return self.evidence.scored([correct(row) for row in rows])
+            case "scored_wrong":
+                return self._wrong(rows)
+            case "answers":
+                return self.evidence.answers([conversation(row)[0] for row in rows])
+            case "references":
+                return [conversation(row)[1] for row in rows]
+            case _:
+                return self.conventions
+
+    def _wrong(self, rows: Sequence[Row]) -> list[list[Scored]]:
+        flat = iter(self.evidence.scored([w for row in rows for w in wrong(row)]))
+        return [[next(flat) for _ in row.perturbed_answer] for row in rows]
+
+    def gather(self, needs: Mapping[str, set[str]]) -> None:
+        """Computes all evidence that audits will read: one sorted pass of scores and one of answers for all splits.
+
+        needs: names of OFFERED by split.
+        """
+        to_score = [row for split, names in needs.items() for row in self._to_score(split, names)]
+        asked = [split for split, names in needs.items() if "answers" in names]
+        if to_score:
+            self.evidence.scored(to_score)
+        if asked:
+            self.evidence.answers([conversation(row)[0] for split in asked for row in self.splits[split].rows])
+
+    def _to_score(self, split: str, names: set[str]) -> list[Any]:
+        rows, out = self.splits[split].rows, []
+        if "scored" in names:
+            out += rows
+        if "scored_correct" in names:
+            out += [correct(row) for row in rows]
+        if "scored_wrong" in names:
+            out += [w for row in rows for w in wrong(row)]
+        return out
+
+
+def with_answer(row: Row, answer: str) -> Row:
+    """The row with another answer in the answer's place."""
+    if row.messages is not None:
+        turns = (*row.messages[:-1], row.messages[-1].model_copy(update={"content": answer}))
+        return row.model_copy(update={"messages": turns})
+    return row.model_copy(update={"answer": answer})
+
+
+def correct(row: Row) -> Row:
+    """The row with its paraphrased answer, when it has one: true and false answers are compared in the same form."""
+    return with_answer(row, row.paraphrased_answer) if row.paraphrased_answer else row
+
+
+def wrong(row: Row) -> list[Row]:
+    """The row with each of its perturbed answers."""
+    return [with_answer(row, answer) for answer in row.perturbed_answer]
+
+
+def paraphrased(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows that have a paraphrased question, asked by it."""
+    return tuple(
+        row.model_copy(update={"question": row.paraphrased_question, "id": f"{row.id}~"})
+        for row in rows
+        if row.paraphrased_question
+    )

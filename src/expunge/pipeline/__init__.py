@@ -1,0 +1,1 @@
+"""The way through the house: request, method, handle, audit, report."""

@@ -1,0 +1,99 @@
+"""Recipes: YAML files with the names of flags as keys. Precedence: default < recipe < flag."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from expunge import catalog
+from expunge.records import RunConfig, UsageError, nearest, read_text
+
+Terms = dict[str, dict[str, Any]]
+DEFAULT = "pocket"
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one."""
+    known = catalog.recipes()
+    if name in known:
+        return known[name]
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Path(name)
+    raise UsageError(f"recipe '{name}' not found.{nearest(name, known)} See: expunge list recipes")
+
+
+def split_terms(keys: dict[str, Any]) -> tuple[dict[str, Any], Terms]:
+    """Takes `role.name` keys apart from the rest."""
+    plain, terms = {}, {}  # type: ignore[var-annotated]
+    for key, value in keys.items():
+        role, dot, name = key.partition(".")
+        if dot and role in catalog.ROLES:
+            terms.setdefault(role, {})[name] = value
+        else:
+            plain[key] = value
+    return plain, terms
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A recipe's keys and values. Raises UsageError, with the line, for malformed YAML or an unknown key."""
+    text = read_text(path, "recipe")
+    try:
+        found = yaml.load(text, Loader=_Loader) or {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UsageError(f"{path} line {line}: malformed YAML ({error.problem}).") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: a recipe is a list of `key: value` lines.")
+    for key in split_terms(found)[0]:
+        if key not in RunConfig.model_fields:
+            line = next((i for i, t in enumerate(text.splitlines(), 1) if t.startswith(f"{key}:")), "?")
+            raise UsageError(f"{path} line {line}: '{key}' is not a setting.{nearest(key, RunConfig.model_fields)}")
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def configure(recipe: dict[str, Any], flags: dict[str, Any]) -> RunConfig:
+    """The run that a recipe and flags describe. Raises UsageError with the field at fault.
+
+    A recipe's terms belong to its method: another --method starts from that method's own defaults.
+    """
+    base, base_terms = split_terms(recipe)
+    given, given_terms = split_terms(flags)
+    base_terms |= base.pop("terms", {})
+    if given.get("method", base.get("method")) != base.get("method"):
+        base_terms = {}
+    terms = {role: {**base_terms.get(role, {}), **given_terms.get(role, {})} for role in {**base_terms, **given_terms}}
+    return validated({**base, **given, "terms": terms})
+
+
+def validated(fields: dict[str, Any]) -> RunConfig:
+    """A RunConfig, or UsageError in a sentence."""
+    try:
+        return RunConfig(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = f"not a setting.{nearest(name, RunConfig.model_fields)}"
+        raise UsageError(f"{f'--{name}: ' if name else ''}{message}.") from None
+
+
+def as_yaml(config: RunConfig) -> str:
+    """The resolved configuration as a recipe that gives the same run."""
+    fields = config.model_dump(mode="json", exclude_none=True)
+    terms = fields.pop("terms", {})
+    flat = {f"{role}.{name}": value for role, values in terms.items() for name, value in values.items()}
+    return str(yaml.safe_dump({**fields, **flat}, sort_keys=False, allow_unicode=True))

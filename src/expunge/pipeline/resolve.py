@@ -1,0 +1,177 @@
+"""From a configuration to its parts: the request, the original, the control, what earlier requests were served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.artifact.opening import MANIFEST, artifact_folder, open_handle, read_manifest
+from expunge.artifact.store import cache_dir
+from expunge.data.request import ForgetRequest, read_rows, row_digest, tofu_request
+from expunge.data.world import build_world
+from expunge.methods.pocket import PocketRecipe, pocket_models
+from expunge.pipeline import recipes
+from expunge.records import AbsentError, ControlKind, Manifest, RunConfig, Served, UsageError
+
+Tell = Callable[[str, float, str], None]
+"""Progress: what is being done, the share done in [0, 1], and a few words more."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control that never knew. `covers`: digests of rows it never saw; None means that its owner vouches for it.
+
+    matched: for a data-side control, the rows that stand in for the forget rows.
+    """
+
+    kind: ControlKind
+    path: str
+    covers: frozenset[str] | None = None
+    matched: tuple[Any, ...] = ()
+
+    def knows_none_of(self, rows: tuple[Any, ...]) -> bool:
+        """Whether the control never saw these rows."""
+        return self.covers is None or all(row_digest(row) in self.covers for row in rows)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a run works on. `parent` is the model that training starts from, `original` the one that knew everything:
+    they differ when a later request continues an earlier run."""
+
+    request: ForgetRequest
+    parent: str
+    original: str
+    control: Control | None = None
+    control_2: str | None = None
+    earlier: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    served: tuple[Served, ...] = ()
+    purged: tuple[str, ...] = ()
+    built_in: bool = False
+
+
+def resolve(config: RunConfig, tell: Tell) -> Sources:
+    """Finds or builds everything that a run needs. Raises UsageError or AbsentError with what to do."""
+    if config.model is None and not (config.forget or config.tofu):
+        return world_sources(config, tell)
+    if config.model is None:
+        raise UsageError("--forget needs --model: which model is to forget?")
+    if is_run(config.model):
+        return continued(config, tell)
+    control = find_control(config.control, config.control_kind)
+    return Sources(request_of(config), config.model, config.model, control)
+
+
+def is_run(path: str) -> bool:
+    """Whether a path is a run directory with a finished artifact."""
+    return (Path(path) / "artifact" / MANIFEST).exists() and (Path(path) / "config.yaml").exists()
+
+
+def request_of(config: RunConfig) -> ForgetRequest:
+    """The request that a configuration's files describe."""
+    if config.tofu:
+        return tofu_request(config.tofu, config.split, config.reason).checked(config.near_duplicates)
+    if config.forget is None or config.retain is None:
+        raise UsageError("--forget needs --retain: name a file of what to keep.")
+    return ForgetRequest.from_files(
+        config.forget, config.retain, config.heldout, reason=config.reason, near=config.near_duplicates
+    )
+
+
+def world_request(config: RunConfig) -> ForgetRequest:
+    """The request of the built-in world: twenty people are to be forgotten."""
+    recipe = PocketRecipe()
+    world = build_world(config.world_seed, recipe.people, recipe.forget_people)
+    others = {n: r for n, r in world.splits.items() if n not in ("forget", "retain", "heldout")}
+    return ForgetRequest(world.forget, world.retain, world.heldout, others, config.reason, "pocket-world")
+
+
+def world_sources(config: RunConfig, tell: Tell) -> Sources:
+    """The built-in world with its pocket models, built or from the cache."""
+    request = world_request(config)
+    paths = pocket_models(
+        config.world_seed, cache=cache_dir(), progress=lambda words, share: tell("building the world", share, words)
+    )
+    covers = frozenset(row_digest(row) for row in request.forget)
+    control = find_control(config.control, config.control_kind) or Control("retrained", str(paths["control"]), covers)
+    original = str(paths["original"])
+    return Sources(request, original, original, control, str(paths["control_2"]), built_in=True)
+
+
+def find_control(where: str | None, kind: ControlKind) -> Control | None:
+    """The control that a path or hub id means. One made by `expunge control` says itself what it never saw."""
+    if where is None:
+        return None
+    folder = artifact_folder(where)
+    if folder is None or not (folder / MANIFEST).exists():
+        return Control(kind, where)
+    manifest = read_manifest(folder, any_kind=True)
+    if manifest.kind == "data_side":
+        return Control("data_side", str(manifest.notes["original"]), None, read_rows(folder / "matched.jsonl", "--control"))
+    covers = manifest.notes.get("never_saw")
+    return Control(manifest.control_kind or kind, where, frozenset(covers) if covers is not None else None)
+
+
+def continued(config: RunConfig, tell: Tell) -> Sources:
+    """The next request on top of an earlier run: what was forgotten leaves retain and is audited again."""
+    run = Path(config.model or "")
+    manifest = read_manifest(run / "artifact")
+    earlier_config = recipes.configure(recipes.read(run / "config.yaml"), {})
+    before = resolve(earlier_config, tell)
+    if config.forget is None:
+        raise UsageError(f"{run} is a finished run. Name the next request: expunge unlearn {run} --forget next.jsonl")
+    earlier, purged = earlier_rows(run, manifest)
+    forget = read_rows(config.forget, "--forget")
+    repeated = {row_digest(row) for rows in earlier.values() for row in rows}
+    gone = repeated | {row_digest(row) for row in forget}
+    source = read_rows(config.retain, "--retain") if config.retain else before.request.retain
+    retain = tuple(row for row in source if row_digest(row) not in gone)
+    if not retain:
+        raise UsageError("nothing is left to keep once all forget rows have left the retain set; pass --retain.")
+    base = before.request if not config.retain else before.request.replace(others={})
+    request = base.replace(forget=forget, retain=retain, others=_without(base.others, gone), reason=config.reason,
+                           name=Path(config.forget).stem)  # fmt: skip
+    every = request.replace(forget=(*forget, *(row for rows in earlier.values() for row in rows)))
+    request = request.replace(retain=every.checked("drop").retain)
+    control = find_control(config.control, config.control_kind) or _inherited(before.control, repeated)
+    return Sources(
+        request, str(run), before.original, control, before.control_2, earlier, manifest.requests, purged, before.built_in
+    )
+
+
+def _without(others: Any, gone: set[str]) -> dict[str, tuple[Any, ...]]:
+    return {name: tuple(row for row in rows if row_digest(row) not in gone) for name, rows in others.items()}
+
+
+def _inherited(control: Control | None, earlier: set[str]) -> Control | None:
+    """An earlier run's control speaks about the earlier requests only: it was made without those rows."""
+    if control is None or control.kind == "data_side":
+        return None
+    covers = control.covers if control.covers is not None else frozenset(earlier)
+    return Control(control.kind, control.path, covers)
+
+
+def earlier_rows(run: Path, manifest: Manifest) -> tuple[dict[str, tuple[Any, ...]], tuple[str, ...]]:
+    """Forget rows of the requests that a run has served, by name, and the names of those whose rows were purged."""
+    rows, purged = {}, []
+    for served in manifest.requests:
+        path = run / served.file if served.file else None
+        if path is None or not path.exists():
+            purged.append(served.name)
+        else:
+            rows[served.name] = read_rows(path, "an earlier request")
+    return rows, tuple(purged)
+
+
+def check_vocabulary(original: str, control: Control, template: str | None) -> None:
+    """AbsentError when the control reads text by other tokens, so that scores per token cannot be compared."""
+    if control.kind == "data_side":
+        return
+    ours, theirs = (open_handle(p, template=template).codec.tokenizer.get_vocab() for p in (original, control.path))
+    if ours != theirs:
+        raise AbsentError(
+            f"the control {control.path} has another vocabulary than {original} ({len(theirs)} and {len(ours)} tokens); "
+            "scores per token cannot be compared. Pass a control with the same tokenizer."
+        )
