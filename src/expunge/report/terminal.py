@@ -1,0 +1,105 @@
+"""The one table that `expunge run` prints: narrow, grouped, the control marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from expunge.records import AuditResult
+from expunge.report import names, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+WIDTH = 100
+_GOALS = {"closest_to_control": "→ control", "higher": "high", "lower": "low"}
+
+
+def write_summary_table(results: Sequence[AuditResult], everything: bool = False) -> Table:
+    """A rich table of at most 100 columns: metrics by models, with the goal of each and the control marked.
+
+    By default every metric on the forget rows and the first one on each other split; `everything` shows all.
+    Texts are taken literally: nothing in a name is read as markup.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    models = table.models_in(results)
+    wide = "control_2" in models
+    kept = [line for line in table.lines(results) if everything or _headline(line, results)]
+    drawn = Table(
+        box=None, pad_edge=False, padding=(0, 1), caption=_caption(results, kept), caption_justify="left"
+    )
+    drawn.add_column("", no_wrap=True, max_width=32 if wide else 40, overflow="ellipsis")
+    drawn.add_column("goal", no_wrap=True, style="dim")
+    for model in models:
+        drawn.add_column(
+            _heading(model), justify="right", no_wrap=True, style="green" if _control(model) else ""
+        )
+    drawn.add_column("rows", justify="right", no_wrap=True, style="dim")
+    before = ""
+    for line in kept:
+        group = names.group_of(line.audit, line.split)
+        if group != before:
+            drawn.add_row(Text(group, style="bold"))
+        before = group
+        drawn.add_row(
+            _label(line),
+            _GOALS[line.direction],
+            *(_value(c) for c in line.cells),
+            f"{line.n:,}" if line.n else "–",
+        )
+    return drawn
+
+
+def _heading(model: str) -> str:
+    return {"control": "◆ control", "control_2": "◇ control 2"}.get(model, model)
+
+
+def _control(model: str) -> bool:
+    return model.startswith("control")
+
+
+def _label(line: table.Line) -> Text:
+    from rich.text import Text
+
+    alone = line.split in ("all", "") or line.audit in ("forget_quality", "model_utility")
+    where = "" if alone else f" · {names.split_short(line.split)}"
+    held = ", held" if line.surface == "held" else ""
+    return Text(f"  {line.title.split(' (')[0]}").append(f"{where}{held}", style="dim")
+
+
+def _headline(line: table.Line, results: Sequence[AuditResult]) -> bool:
+    """All of the forget rows; of any other split its first metric; whatever stands alone."""
+    if line.split == "forget" or names.group_of(line.audit, line.split) == names.FLUENCY:
+        return True
+    here = [r for r in results if r.split == line.split and r.surface == line.surface]
+    first = min(here, key=lambda r: names.order(r.audit, r.split))
+    return line.audit == first.audit or line.audit in ("model_utility", "forget_quality")
+
+
+def _value(cell: table.Cell) -> Text:
+    from rich.text import Text
+
+    if cell.state == "ok":
+        half = ""
+        if cell.low is not None and cell.high is not None and cell.raw is not None and abs(cell.raw) < 10:
+            half = f" ±{(cell.high - cell.low) / 2:.2f}".replace("±0.", "±.")
+        return Text(cell.value.replace(" × 10", "e") if half else cell.value).append(half, style="dim")
+    return Text({"missing": "–", "not_applicable": "n/a", "failed": "failed"}[cell.state], style="yellow")
+
+
+def _caption(results: Sequence[AuditResult], kept: Sequence[table.Line]) -> Text:
+    """How to read the table, what it leaves out, and why a value is missing."""
+    from rich.text import Text
+
+    told = ["± is half of the 95 % interval over entities; ◆ marks the control, which never knew."]
+    left = len(table.lines(results)) - len(kept)
+    if left:
+        told.append(f"{names.count(left, 'more line')} in report.html.")
+    reasons = list(dict.fromkeys(w for line in kept for w in line.why))
+    told += [f"{r}" for r in reasons[:3]]
+    if len(reasons) > 3:
+        told.append(f"{names.count(len(reasons) - 3, 'more reason')} in report.html.")
+    return Text("\n".join(told), style="dim")
