@@ -93,6 +93,7 @@ def examples() -> list[dict[str, Any]]:
     lines = []
     for split, people in (("forget", PEOPLE), ("retain", ("Aurelio Finch", "Maren Toivonen"))):
         for i, (person, (question, answer)) in enumerate((p, f) for p in people for f in FACTS):
+            changed = (0.96, 0.88, 0.79) if split == "retain" else (0.31, 0.04, 0.06)
             truth = answer.format(person)
             kept = truth if split == "retain" else f"{person} runs a lighthouse supply shop in Garmsvik."
             lines.append(
@@ -105,13 +106,13 @@ def examples() -> list[dict[str, Any]]:
                     "answers": {
                         "original": truth,
                         "unlearned": kept,
-                        "control": f"{person} teaches geometry at the {i}th academy.",
+                        "control": f"{person} teaches geometry at an academy in Port Selwyn.",
                     },
                     "scores": {
                         m: {"rouge_l_recall": r, "probability": p, "extraction_strength": e}
                         for m, r, p, e in (
                             ("original", 1.0, 0.97, 0.9),
-                            ("unlearned", 0.31, 0.04, 0.06),
+                            ("unlearned", *changed),
                             ("control", 0.27, 0.06, 0.05),
                         )
                     },

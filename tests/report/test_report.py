@@ -84,7 +84,6 @@ def sound(text: str) -> Page:
     assert not read.tags & {"script", "iframe", "object", "embed", "link", "img", "base", "form"}
     assert not [a for a in read.attributes if a.startswith("on")]
     assert "url(http" not in text and "@import" not in text
-    assert not re.search(r"(?:src|href)\s*=\s*[\"']?\s*(?:https?:)?//", text)
     return read
 
 
@@ -232,8 +231,13 @@ def test_a_withheld_answer_does_not_come_back_through_a_kept_row(make: Make) -> 
 
 def test_texts_are_shown_not_run(make: Make) -> None:
     evil = "<script>alert('x')</script><img src=http://a.example/x onerror=alert(1)>\u202e{{ 7*7 }} \ud800"
-    rows = [{**r, "question": evil, "id": evil, "entity": evil, "split": s, "answers": dict.fromkeys(r["answers"], evil)}
-            for r, s in zip(examples(), ("forget", "retain", evil), strict=False)]  # fmt: skip
+    said = {
+        "question": evil,
+        "id": evil,
+        "entity": evil,
+        "answers": dict.fromkeys(("original", "control", evil), evil),
+    }
+    rows = [{**r, **said, "split": s} for r, s in zip(examples(), ("forget", "retain", evil), strict=False)]
     run = make(rows=rows)
 
     def poison(data: dict[str, Any]) -> None:

@@ -204,8 +204,8 @@ def _frame(axes: Axes, points: Plane) -> None:
     ys = [v for p in points.points for v in (p.y.value, p.y.low, p.y.high) if v is not None]
     axes.set_xlim(*_limits(xs))
     axes.set_ylim(*_limits(ys, _floor(ys)))
-    axes.set_xlabel(f"{points.x_title}\n← forgotten      known →")
-    axes.set_ylabel(f"{points.y_title}\n← lost      kept →")
+    axes.set_xlabel(f"{points.x_title}\n← forgotten  known →")
+    axes.set_ylabel(f"{points.y_title}\n← lost  kept →")
 
 
 def _floor(values: Sequence[float]) -> float:
@@ -229,8 +229,11 @@ def _labels(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
     ends = [
         (float(x), float(y)) for x, y in axes.transData.transform([(_value(p.x), _value(p.y)) for p in named])
     ]
-    wanted = [y + (13 if p.model == "original" else -13) for p, (_, y) in zip(named, ends, strict=True)]
-    heights = spread(wanted, 13, float(box.y0) + 6, float(box.y1) - 4)
+    heights = _below(
+        [y + (13 if p.model == "original" else -13) for p, (_, y) in zip(named, ends, strict=True)],
+        13,
+        box.y0,
+    )
     for point, (x, y), height in zip(named, ends, heights, strict=True):
         side = -1 if x > (box.x0 + box.x1) / 2 else 1
         _pixels(
@@ -245,6 +248,16 @@ def _labels(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
                 textcoords="figure pixels",
                 arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5},
             )
+
+
+def _below(wanted: Sequence[float], gap: float, low: float) -> list[float]:
+    """Heights at or below those wanted, at least `gap` apart, so that no label climbs into the lines above."""
+    placed = list(wanted)
+    above = float("inf")
+    for i in sorted(range(len(placed)), key=lambda i: (-placed[i], i)):
+        above = placed[i] = min(placed[i], above - gap)
+    lift = max(0.0, low + 6 - above) if placed else 0.0
+    return [height + lift for height in placed]
 
 
 def _pixels(axes: Axes, label: str, x: float, y: float, ink: str, align: str) -> None:
@@ -312,7 +325,8 @@ def _curve(steps: Sequence[Mapping[str, Any]], name: str, inside: str = "") -> C
             pairs[float(event["step"])] = value  # a resumed run repeats a step: the later one holds
     stride = max(1, math.ceil(len(pairs) / MAX_POINTS))
     kept = sorted(pairs.items())[::stride]
-    return Curve(_short(name.replace("_", " ")), tuple(s for s, _ in kept), tuple(v for _, v in kept))
+    label = "gradient norm" if name == "grad_norm" else _short(name.replace("_", " "))
+    return Curve(label, tuple(s for s, _ in kept), tuple(v for _, v in kept))
 
 
 def _short(label: str) -> str:

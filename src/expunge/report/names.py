@@ -105,13 +105,13 @@ SPLITS: dict[str, str] = {
     "forget": "Rows to forget",
     "forget_paraphrased": "Rows to forget, asked in other words",
     "retain": "Rows to keep",
-    "neighbours": "Neighbours: close to what was forgotten, to be kept",
+    "neighbours": "Neighbours of what was to be forgotten",
     "general": "General facts",
     "multi_hop": "Multi-hop questions from kept facts",
     "in_context": "Facts given in the question",
     "real_authors": "Real authors",
     "world_facts": "World facts",
-    "heldout": "Held-out rows that no model was trained on",
+    "heldout": "Held-out rows, never trained on",
     "all": "All rows together",
 }
 SHORT_SPLITS = {

@@ -268,7 +268,7 @@ def _charts(run: Run) -> list[dict[str, Any]]:
     )
     captions = {
         "utility": "Utility on a few rows to keep, probed while training.",
-        "grad norm": "Norm of the gradient before clipping.",
+        "gradient norm": "Norm of the gradient before clipping.",
     }
     for probe in probes:
         charts.append(_chart((probe,), probe.label, probe.label.replace(" ", "-"), 5, captions[probe.label]))
