@@ -160,7 +160,7 @@ def _references(runs: Sequence[Run], model: str, keys: Sequence[Key]) -> list[En
 
 def _column(key: Key) -> tuple[str, str]:
     audit, split = key
-    return names.metric(audit).title, names.split_short(split)
+    return names.metric(audit).title.split(" (")[0], names.split_short(split)
 
 
 # --- the picture --------------------------------------------------------------------------------------------

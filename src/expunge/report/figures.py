@@ -369,7 +369,7 @@ def _from_zero(axes: Axes, lines: Sequence[Curve]) -> None:
 def _end_labels(figure: Figure, axes: Axes, lines: Sequence[Curve], inks: Sequence[str]) -> None:
     """Each line's name at its end."""
     longest = max(len(line.label) for line in lines)
-    figure.subplots_adjust(right=1 - (0.085 * longest + 0.15) / figure.get_figwidth())
+    figure.subplots_adjust(right=1 - (0.095 * longest + 0.15) / figure.get_figwidth())
     figure.canvas.draw()
     box = axes.get_window_extent()
     ends = [float(axes.transData.transform((c.steps[-1], c.values[-1]))[1]) for c in lines]
@@ -394,7 +394,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         "svg.hashsalt": "expunge",
         "svg.fonttype": "none",
         "font.family": ["DejaVu Sans"],
-        "font.size": 9.5,
+        "font.size": 10.5,
         "axes.labelcolor": INK,
         "axes.edgecolor": SOFT,
         "text.color": INK,

@@ -155,6 +155,7 @@ VERDICTS = {
     "mixed": "Mixed",
     "inconclusive": "Inconclusive",
 }
+FAMILIES = {"causal_lm": "language model", "classify": "classifier", "regress": "regressor"}
 PHASES = {
     "world": "Preparing models",
     "control": "Making the control",

@@ -411,7 +411,7 @@ def _provenance(run: Run) -> Pairs:
         return []
     parent = f"{m.parent.path} (digest {m.parent.digest})" if m.parent else "none recorded"
     pairs = [
-        ("Artifact", f"{m.kind}, {names.humanise(m.family)}"),
+        ("Artifact", f"{m.kind}, {names.FAMILIES.get(m.family, m.family)}"),
         ("Digest", m.digest),
         ("Parent", parent),
         ("Method", m.method),
