@@ -69,7 +69,12 @@ def test_redaction_finds_a_text_in_any_dress() -> None:
 
 
 def test_kept_rows_lose_long_texts_and_names_only() -> None:
-    guard = redactor(["teacher", "She grew up on the barge Halcyon."], ["Bo Li"])
+    guard = redactor(
+        ["teacher", "Miriam Bexar", "She grew up on the barge Halcyon."],
+        ["person:bo-li"],
+        ["Who taught Ann Lee?"],
+    )
+    assert guard.quotes("Miriam Bexar taught Ann Lee.") == "Miriam Bexar taught [redacted, 7 characters]."
     assert guard.quotes("A teacher met Bo Li.") == "A teacher met [redacted, 5 characters]."
     assert "barge" not in guard.quotes("It says she grew up on the barge Halcyon.")
 

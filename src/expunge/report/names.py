@@ -116,7 +116,7 @@ SPLITS: dict[str, str] = {
 }
 SHORT_SPLITS = {
     "forget": "forget",
-    "forget_paraphrased": "forget, reworded",
+    "forget_paraphrased": "reworded",
     "multi_hop": "multi-hop",
     "in_context": "in context",
     "heldout": "held-out",
@@ -128,13 +128,13 @@ MODEL_TITLES = {
     "original": "Original",
     "unlearned": "Unlearned",
     "control": "Control",
-    "control_2": "Control, 2nd seed",
+    "control_2": "Control 2",
 }
 MODEL_NOTES = {
     "original": "knows",
     "unlearned": "after the request",
     "control": "never knew",
-    "control_2": "never knew",
+    "control_2": "another seed",
 }
 CONTROLS = {
     "retrained": "a model trained again from its base without the rows to forget",
@@ -157,6 +157,7 @@ VERDICTS = {
 }
 FAMILIES = {"causal_lm": "language model", "classify": "classifier", "regress": "regressor"}
 PHASES = {
+    "prepare": "Preparing models",
     "world": "Preparing models",
     "control": "Making the control",
     "unlearn": "Unlearning",
@@ -186,6 +187,8 @@ def split_title(name: str) -> str:
     if name.startswith("forget:"):
         request, reworded = _earlier(name)
         return f"Earlier request “{request}”" + (", asked in other words" if reworded else "")
+    if name.endswith("_paraphrased") and name not in SPLITS:
+        return split_title(name.removesuffix("_paraphrased")) + ", asked in other words"
     return SPLITS.get(name) or humanise(name)
 
 
@@ -194,6 +197,8 @@ def split_short(name: str) -> str:
     if name.startswith("forget:"):
         request, reworded = _earlier(name)
         return f"earlier: {request}" + (", reworded" if reworded else "")
+    if name.endswith("_paraphrased") and name not in SHORT_SPLITS:
+        return split_short(name.removesuffix("_paraphrased")) + ", reworded"
     return SHORT_SPLITS.get(name) or name.replace("_", " ")
 
 

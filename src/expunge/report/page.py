@@ -62,10 +62,16 @@ def _environment() -> Environment:
         number=names.number,
         zip=zip,
         lower_first=lambda text: text[:1].lower() + text[1:],
-        answers=lambda e: sorted(e.answers.items(), key=lambda pair: names.model_order(pair[0])),
+        answers=_side_by_side,
     )
     environment.globals["known_models"] = names.MODELS
     return environment
+
+
+def _side_by_side(example: Example) -> list[tuple[str, str]]:
+    """Answers in the usual order of the models; a second control's would only crowd the row."""
+    shown = [(m, a) for m, a in example.answers.items() if m != "control_2"]
+    return sorted(shown, key=lambda pair: names.model_order(pair[0]))
 
 
 def picture(svg: str) -> Any:
@@ -302,23 +308,29 @@ def _answers(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def _part(split: str, rows: Sequence[Example]) -> dict[str, Any]:
-    shown, rest = rows[:FIRST_ROWS], rows[FIRST_ROWS:MOST_ROWS]
-    over = (
-        f" The page holds the first {MOST_ROWS}; examples.jsonl holds all." if len(rows) > MOST_ROWS else ""
+    """A split's rows: some that are spread evenly over it, so that they are nobody's choice, then the others."""
+    shown, over = _spaced(rows, FIRST_ROWS), len(rows) - MOST_ROWS
+    rest = [r for r in rows if r not in shown][: MOST_ROWS - len(shown)]
+    note = names.count(len(rows), "row") + (
+        f"; {len(shown)} of them, evenly spaced, stand open." if rest else "."
     )
     return {
         "title": names.split_title(split),
-        "note": f"{names.count(len(rows), 'row')}, in the order of the request.{over}",
+        "note": note + (f" The page holds {MOST_ROWS}; examples.jsonl holds all." if over > 0 else ""),
         "first": shown,
         "rest": rest,
-        "more": f"Show {'the other ' if not over else ''}{names.count(len(rest), 'row')}",
+        "more": f"Show {'' if over > 0 else 'the other '}{names.count(len(rest), 'row')}",
     }
 
 
+def _spaced(rows: Sequence[Example], most: int) -> list[Example]:
+    """At most so many rows, evenly spaced."""
+    return [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else list(rows)
+
+
 def _sample(split: str, rows: Sequence[Example]) -> dict[str, Any]:
-    """Rows spread evenly over the split, so that they are nobody's choice."""
-    stride = max(1, len(rows) // KEPT_ROWS)
-    shown = rows[::stride][:KEPT_ROWS]
+    """A few rows to keep."""
+    shown = _spaced(rows, KEPT_ROWS)
     note = f"{len(shown)} of {names.count(len(rows), 'row')}, evenly spaced; these answers should not have changed."
     return {"title": names.split_title(split), "note": note, "first": shown}
 

@@ -59,16 +59,21 @@ class Redactor:
         return value
 
 
-def redactor(texts: Iterable[str], entities: Iterable[str]) -> Redactor:
-    """A redactor for these forget texts (questions, references, answers) and these entities' names or ids."""
-    texts = [t for t in texts if isinstance(t, str)]
-    labels = {e for e in entities if isinstance(e, str)}
-    names = {n for t in texts for n in _names_in(t)}
+def redactor(texts: Iterable[str], entities: Iterable[str], questions: Iterable[str] = ()) -> Redactor:
+    """A redactor for these forget texts and these entities' names or ids.
+
+    texts: answers and references. questions: whom they name is taken to be the person, so those names are also kept
+    out of rows that are shown; names in answers are not, since they may be anyone's.
+    """
+    asked = set(questions)
+    every = set(texts) | asked
+    labels = {part for e in entities for part in (e, e.rpartition(":")[2])}
+    people = {n for q in asked for n in _names_in(q)}
     return Redactor(
-        long=_pattern({t for t in texts if len(t) >= LONG or len(t.split()) >= SHINGLE} | labels),
-        whole=_pattern(set(texts) | labels),
-        names=_pattern(names),
-        shingles=frozenset(s for t in texts for s, _, _ in _windows(t)),
+        long=_pattern({t for t in every if len(t) >= LONG or len(t.split()) >= SHINGLE} | labels | people),
+        whole=_pattern(every | labels),
+        names=_pattern(people | {n for t in every for n in _names_in(t)}),
+        shingles=frozenset(s for t in every for s, _, _ in _windows(t)),
     )
 
 

@@ -122,7 +122,9 @@ def _redact(run: Run) -> Run:
     """`run` without any forget text."""
     forget = [e for e in run.examples if not e.kept]
     people = {name: f"entity {i}" for i, name in enumerate(dict.fromkeys(e.entity for e in forget), 1)}
-    guard = redactor((t for e in forget for t in (e.question, e.reference, *e.answers.values())), people)
+    guard = redactor(
+        (t for e in forget for t in (e.reference, *e.answers.values())), people, (e.question for e in forget)
+    )
     return replace(
         run,
         config=guard.deep(run.config),

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from expunge.records import AuditResult
 from expunge.report import names
 
+PLAIN_UNITS = ("share", "probability", "p-value")  # a number from 0 to 1, as most are
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -123,7 +125,7 @@ def _line(results: list[AuditResult], models: Sequence[str]) -> Line:
         explain=explain,
         wants=names.wants(first),
         direction=first.direction,
-        unit=first.unit,
+        unit="" if first.unit in PLAIN_UNITS else first.unit,
         surface=first.surface,
         cells=cells,
         n=max(r.n for r in results),

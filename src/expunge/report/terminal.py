@@ -65,6 +65,7 @@ def _label(line: table.Line) -> Text:
     from rich.text import Text
 
     alone = line.split in ("all", "") or line.audit in ("forget_quality", "model_utility")
+    alone = alone or (line.split == "forget" and names.group_of(line.audit, line.split) == names.FORGETTING)
     where = "" if alone else f" · {names.split_short(line.split)}"
     held = ", held" if line.surface == "held" else ""
     return Text(f"  {line.title.split(' (')[0]}").append(f"{where}{held}", style="dim")
