@@ -65,7 +65,11 @@ def first_line(text: str) -> str:
 
 
 def _citation(text: str) -> str:
-    found = [line.strip()[len("Source:") :].strip() for line in text.splitlines() if line.strip().startswith("Source:")]
+    found = [
+        line.strip()[len("Source:") :].strip()
+        for line in text.splitlines()
+        if line.strip().startswith("Source:")
+    ]
     return found[0] if found else ""
 
 
@@ -86,7 +90,9 @@ def _literals(tree: ast.Module) -> dict[str, Any]:
 def _hyper(function: ast.FunctionDef) -> tuple[Hyper, ...]:
     pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     return tuple(
-        Hyper(a.arg, ast.unparse(a.annotation) if a.annotation else "float", ast.literal_eval(d) if d else None)
+        Hyper(
+            a.arg, ast.unparse(a.annotation) if a.annotation else "float", ast.literal_eval(d) if d else None
+        )
         for a, d in pairs
     )
 
@@ -154,7 +160,9 @@ def own_objective(spec: str) -> Objective:
     path = Path(file).expanduser()
     found = read_objectives(path, "")
     if name not in found:
-        raise UsageError(f"{path} has no function '{name}'.{nearest(name, found)} It defines: {', '.join(found)}.")
+        raise UsageError(
+            f"{path} has no function '{name}'.{nearest(name, found)} It defines: {', '.join(found)}."
+        )
     return found[name]
 
 
@@ -224,6 +232,15 @@ def audits() -> dict[str, Audit]:
     return found
 
 
+@cache
+def aggregates() -> dict[str, str]:
+    """Audits of whole splits, by name, with their one-line descriptions."""
+    found: dict[str, str] = {}
+    for path in _files("audits"):
+        found |= _literals(parse(path)).get("AGGREGATES", {})
+    return found
+
+
 def suites() -> dict[str, Path]:
     """Files of the audit suites, by name."""
     return {path.stem: path for path in sorted((HOUSE / "audits" / "suites").glob("*.yaml"))}
@@ -257,7 +274,9 @@ def read_hyper(role: str, objective: Objective, given: dict[str, Any]) -> dict[s
         if name not in known:
             names = ", ".join(f"--{role}.{k}" for k in [*known, "weight"])
             hint = nearest(name, [*known, "weight"])
-            raise UsageError(f"--{role}.{name}: objective '{objective.name}' has no '{name}'.{hint} It takes: {names}")
+            raise UsageError(
+                f"--{role}.{name}: objective '{objective.name}' has no '{name}'.{hint} It takes: {names}"
+            )
         kind = known[name].type.split("|")[0].strip()
         try:
             out[name] = PARSERS.get(kind, str)(raw)
@@ -269,4 +288,3 @@ def read_hyper(role: str, objective: Objective, given: dict[str, Any]) -> dict[s
 def describe_module(path: Path) -> str:
     """First line of a file's docstring."""
     return first_line(_docstring(parse(path)))
-

@@ -109,9 +109,13 @@ class Row(BaseModel):
         if self.text is not None and not self.text.strip():
             raise ValueError("field 'text' is empty")
         if self.messages is not None and (
-            len(self.messages) < 2 or self.messages[-1].role != "assistant" or not self.messages[-1].content.strip()
+            len(self.messages) < 2
+            or self.messages[-1].role != "assistant"
+            or not self.messages[-1].content.strip()
         ):
-            raise ValueError("'messages' must end in a non-empty turn of role 'assistant' that answers an earlier turn")
+            raise ValueError(
+                "'messages' must end in a non-empty turn of role 'assistant' that answers an earlier turn"
+            )
         return self
 
     def prompt(self) -> str:

@@ -18,10 +18,16 @@ class Evidence:
     """One handle's answers and scores, kept under `store` by content: handle digest, settings, row."""
 
     def __init__(
-        self, handle: Handle, store: Path, *, max_tokens: int = 200, progress: Progress | None = None
+        self,
+        handle: Handle,
+        store: Path,
+        *,
+        max_tokens: int = 200,
+        progress: Progress | None = None,
+        digest: str = "",
     ) -> None:
         self.handle, self.max_tokens, self.progress = handle, max_tokens, progress
-        folder = store / handle.manifest.digest
+        folder = store / (digest or handle.manifest.digest)
         self._scores = Memo(folder / "scores.jsonl")
         self._answers = Memo(folder / f"answers-{max_tokens}.jsonl")
         self._template = getattr(getattr(handle, "codec", None), "template", None)

@@ -124,7 +124,9 @@ class ModelHandle:
             return mixed
 
         manifest = self.manifest.model_copy(update={"digest": digest(self.manifest.digest, "dial", alpha)})
-        return ModelHandle(manifest, self.codec, load, open_parent=self._open_parent, batch_size=self.batch_size)
+        return ModelHandle(
+            manifest, self.codec, load, open_parent=self._open_parent, batch_size=self.batch_size
+        )
 
 
 def merged(model: nn.Module) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +36,9 @@ def open_handle(where: str | Path, *, template: str | None = None, batch_size: i
         manifest = read_manifest(folder)
         return KINDS[manifest.kind](folder, manifest, template or manifest.template, batch_size)
     folder = folder or _from_hub(str(where))
-    manifest = Manifest(kind="plain", digest=weights_digest(folder), template=template, notes={"path": str(where)})
+    manifest = Manifest(
+        kind="plain", digest=weights_digest(folder), template=template, notes={"path": str(where)}
+    )
     return _whole(folder, manifest, template, batch_size)
 
 
@@ -101,7 +102,9 @@ def load_weights(folder: Path) -> nn.Module:
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder} is not a causal language model with safetensors weights: {error}") from None
+        raise UsageError(
+            f"{folder} is not a causal language model with safetensors weights: {error}"
+        ) from None
     return model.to(device())  # type: ignore[no-any-return]
 
 
@@ -112,7 +115,9 @@ def _codec(folder: Path, template: str | None) -> Codec:
 
 
 def _whole(folder: Path, manifest: Manifest, template: str | None, batch_size: int) -> ModelHandle:
-    return ModelHandle(manifest, _codec(folder, template), lambda: load_weights(folder), batch_size=batch_size)
+    return ModelHandle(
+        manifest, _codec(folder, template), lambda: load_weights(folder), batch_size=batch_size
+    )
 
 
 def _parent(manifest: Manifest, template: str | None, batch_size: int) -> Callable[[], ModelHandle]:
@@ -147,7 +152,9 @@ def _open_adapter(folder: Path, manifest: Manifest, template: str | None, batch_
 
         return PeftModel.from_pretrained(merged(parent().weights), folder / "adapter").to(device())  # type: ignore[no-any-return]
 
-    return ModelHandle(manifest, base.codec, load, open_parent=parent, open_held=parent, batch_size=batch_size)
+    return ModelHandle(
+        manifest, base.codec, load, open_parent=parent, open_held=parent, batch_size=batch_size
+    )
 
 
 KINDS = {"model": _open_model, "control": _open_model, "adapter": _open_adapter}
@@ -177,7 +184,10 @@ def save_artifact(folder: Path, model: nn.Module, tokenizer: Any, **fields: Any)
         if not adapter:
             tokenizer.save_pretrained(inside)
         manifest = Manifest(
-            kind=kind, digest=digest(weights_digest(inside), fields.get("parent")), versions=versions(), **fields
+            kind=kind,
+            digest=digest(weights_digest(inside), fields.get("parent")),
+            versions=versions(),
+            **fields,
         )
         write_json(building / MANIFEST, manifest.model_dump(mode="json"))
     return manifest
@@ -193,7 +203,7 @@ def export(where: str | Path, out: Path, *, merge: bool = True) -> Path:
 
     Raises UsageError when `out` exists, or when the artifact has no weights of its own.
     """
-    if out.exists() and (not out.is_dir() or os.listdir(out)):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already; export to a new directory.")
     handle = open_handle(where)
     model = merged(handle.weights) if merge else handle.weights

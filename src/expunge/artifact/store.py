@@ -146,7 +146,9 @@ class Memo:
         self.lines = Lines(path)
         self.values: dict[str, Any] = {record["k"]: record["v"] for record in self.lines}
 
-    def fill(self, keys: list[str], compute: Callable[[list[int], Callable[[list[int], list[Any]], None]], None]) -> list[Any]:
+    def fill(
+        self, keys: list[str], compute: Callable[[list[int], Callable[[list[int], list[Any]], None]], None]
+    ) -> list[Any]:
         """Values of `keys`. `compute(missing, keep)` is called with the positions that are not known yet and hands
         over finished ones by `keep(positions, values)`, which are on disk before the next batch begins."""
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
@@ -166,5 +168,7 @@ class Memo:
         for key in gone:
             del self.values[key]
         if gone:
-            write_text(self.lines.path, "".join(json.dumps({"k": k, "v": v}) + "\n" for k, v in self.values.items()))
+            write_text(
+                self.lines.path, "".join(json.dumps({"k": k, "v": v}) + "\n" for k, v in self.values.items())
+            )
         return len(gone)

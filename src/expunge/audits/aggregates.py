@@ -1,6 +1,6 @@
 """Audits of whole splits: perplexity, model utility, and forget quality against the control.
 
-Each takes views and gives an interval; each is listed in AUDITS beside the row-by-row audits.
+Each takes views and gives an interval; the engine measures them beside the row-by-row audits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from expunge.metrics.teacher import perplexity as ppl
 from expunge.metrics.teacher import scored_logp
 from expunge.metrics.utility import SPLITS, model_utility, model_utility_interval
 from expunge.records import Scored
+
+AGGREGATES = {
+    "perplexity": "perplexity per answer token on what is kept",
+    "model_utility": "harmonic mean of probability, recall and truth preference on what is kept",
+    "forget_quality": "are truth ratios distributed like the control's? (KS test)",
+}
 
 
 def entities(view: View, split: str) -> list[str]:
@@ -49,7 +55,10 @@ def forget_quality(view: View, control: View, split: str, control_split: str) ->
     Source: TOFU, arXiv 2401.06121
     """
     return ks_test(
-        raw_ratios(view, split), raw_ratios(control, control_split), entities(view, split), entities(control, control_split)
+        raw_ratios(view, split),
+        raw_ratios(control, control_split),
+        entities(view, split),
+        entities(control, control_split),
     )
 
 

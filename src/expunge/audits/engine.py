@@ -23,11 +23,6 @@ from expunge.records import AuditResult, Direction, ExpungeError, ModelName, Row
 
 AUDITS_VERSION = 1  # raised when a metric changes its meaning, so that old results are not reused
 ROWS_PER_SPLIT = 400
-AGGREGATES = {
-    "perplexity": "perplexity per answer token on what is kept",
-    "model_utility": "harmonic mean of probability, recall and truth ratio on what is kept",
-    "forget_quality": "are truth ratios distributed like the control's (KS test)?",
-}
 NO_CONTROL = (
     "no control that never knew the forget rows. Make one: expunge control --base BASE --forget F.jsonl "
     "--retain R.jsonl --out CONTROL, then pass --control CONTROL"
@@ -51,7 +46,9 @@ class Models(NamedTuple):
         return {cast(ModelName, name): e for name, e in named.items() if e is not None}
 
 
-def splits_of(request: ForgetRequest, seed: int = 0, earlier: Mapping[str, tuple[Any, ...]] | None = None) -> dict[str, Split]:
+def splits_of(
+    request: ForgetRequest, seed: int = 0, earlier: Mapping[str, tuple[Any, ...]] | None = None
+) -> dict[str, Split]:
     """What is audited: every split (at most 400 rows, drawn by seed), paraphrased questions, earlier requests.
 
     A split `retain_eval` stands in for retain when the request brings one.
@@ -81,7 +78,7 @@ def suite(name: str) -> list[str]:
         raise UsageError(f"suite '{name}' not found.{nearest(name, known)} There are: {', '.join(known)}.")
     names = yaml.safe_load(known[name].read_text(encoding="utf-8"))["audits"]
     for audit in names:
-        if audit not in catalog.audits() and audit not in AGGREGATES:
+        if audit not in catalog.audits() and audit not in catalog.aggregates():
             raise UsageError(f"suite '{name}' names an audit '{audit}' that does not exist.")
     return list(names)
 
@@ -117,8 +114,9 @@ class Audit:
 
     def __init__(
         self, models: Models, splits: Mapping[str, Split], conventions: Conventions, log: Lines, *,
-        unseen: Mapping[str, str] | None = None,
+        unseen: Mapping[str, str] | None = None, surface: str = "served",
     ) -> None:  # fmt: skip
+        self.surface = surface
         self.models, self.splits, self.conventions, self.log = models, splits, conventions, log
         self.unseen = unseen or {}
         self.done = {r.key: r for r in (AuditResult.model_validate(line) for line in log)}
@@ -166,13 +164,16 @@ class Audit:
             return [s.name for s in self.splits.values() if s.forgets and not s.name.endswith("_paraphrased")]
         return [s for s in ("retain",) if s in self.splits]
 
-    def _one(self, name: str, split: str, model: ModelName, measure: Callable[[], dict[str, Any]]) -> AuditResult:
+    def _one(
+        self, name: str, split: str, model: ModelName, measure: Callable[[], dict[str, Any]]
+    ) -> AuditResult:
         key = self._key(name, split, model)
         if key in self.done:
             return self.done[key]
         began = time.perf_counter()
         known = catalog.audits().get(name)
         fields: dict[str, Any] = {"audit": name, "split": split, "model": model, "key": key,
+                                  "surface": self.surface if model == "unlearned" else "served",
                                   "unit": known.unit if known else ""}  # fmt: skip
         fields["direction"] = self._direction(split, name)
         try:
@@ -192,7 +193,7 @@ class Audit:
         view, control = self.views.get(model), self.views.get("control")
         rows = [fingerprint(v.splits[split].rows) if v and split in v.splits else "" for v in (view, control)]
         digests = [v.evidence.handle.manifest.digest if v else "" for v in (view, control)]
-        return digest(AUDITS_VERSION, name, split, model, rows, digests, self.conventions.name)
+        return digest(AUDITS_VERSION, name, split, model, rows, digests, self.conventions.name, self.surface)
 
     def _direction(self, split: str, name: str) -> Direction:
         if name == "forget_quality":
@@ -200,7 +201,11 @@ class Audit:
         if name == "perplexity":
             return "lower"
         forgets = split in self.splits and self.splits[split].forgets
-        return "closest_to_control" if forgets or split == "heldout" or name in ("fluency", "answer_words") else "higher"
+        return (
+            "closest_to_control"
+            if forgets or split == "heldout" or name in ("fluency", "answer_words")
+            else "higher"
+        )
 
     def _seen_by(self, split: str, model: ModelName) -> View:
         view = self.views.get(model)

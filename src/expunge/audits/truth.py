@@ -12,9 +12,15 @@ from expunge.records import Scored
 
 AUDITS = {
     "truth_ratio": {"splits": ["forget"], "unit": "share"},
-    "truth_preference": {"splits": ["retain", "real_authors", "world_facts", "neighbours", "general"], "unit": "share"},
+    "truth_preference": {
+        "splits": ["retain", "real_authors", "world_facts", "neighbours", "general"],
+        "unit": "share",
+    },
     "truth_probability": {"splits": ["forget", "retain"], "unit": "probability"},
-    "option_probability": {"splits": ["real_authors", "world_facts", "forget", "neighbours"], "unit": "probability"},
+    "option_probability": {
+        "splits": ["real_authors", "world_facts", "forget", "neighbours"],
+        "unit": "probability",
+    },
 }
 
 
@@ -61,7 +67,9 @@ def truth_probability(
     Source: OpenUnlearning ("prob_mean"), after TOFU, arXiv 2401.06121
     """
     pairs = zip(scored_correct, scored_wrong, strict=True)
-    return [tr.truth_probability(mean_nll(c, conventions), _nlls(w, conventions), conventions) for c, w in pairs]
+    return [
+        tr.truth_probability(mean_nll(c, conventions), _nlls(w, conventions), conventions) for c, w in pairs
+    ]
 
 
 def option_probability(
@@ -72,4 +80,6 @@ def option_probability(
     Source: TOFU, arXiv 2401.06121
     """
     pairs = zip(scored_correct, scored_wrong, strict=True)
-    return [normalised_probability(mean_nll(c, conventions), _nlls(w, conventions), conventions) for c, w in pairs]
+    return [
+        normalised_probability(mean_nll(c, conventions), _nlls(w, conventions), conventions) for c, w in pairs
+    ]

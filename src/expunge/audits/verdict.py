@@ -19,7 +19,9 @@ class Table:
     """Results by audit, split and model."""
 
     def __init__(self, results: Sequence[AuditResult]) -> None:
-        self._by = {(r.audit, r.split, r.model): r for r in results if r.status == "ok" and r.value is not None}
+        self._by = {
+            (r.audit, r.split, r.model): r for r in results if r.status == "ok" and r.value is not None
+        }
 
     def get(self, audit: str, split: str, model: ModelName) -> AuditResult | None:
         """A result that is there and has a value."""
@@ -27,14 +29,18 @@ class Table:
 
     def values(self, audit: str, split: str) -> tuple[float, float, float] | None:
         """Values of original, unlearned and control; None unless all three are there."""
-        found = [self.get(audit, split, m) for m in ("original", "unlearned", "control")]  # type: ignore[arg-type]
+        found = [self.get(audit, split, m) for m in ("original", "unlearned", "control")]
         known = [r.value for r in found if r is not None and r.value is not None]
         return (known[0], known[1], known[2]) if len(known) == 3 else None
 
     def standard_error(self, audit: str, split: str) -> float | None:
         """Standard error of original minus control, from their intervals; None when one has none."""
-        spread = [self.get(audit, split, m) for m in ("original", "control")]  # type: ignore[arg-type]
-        halves = [(r.high - r.low) / 3.92 for r in spread if r is not None and r.low is not None and r.high is not None]
+        spread = [self.get(audit, split, m) for m in ("original", "control")]
+        halves = [
+            (r.high - r.low) / 3.92
+            for r in spread
+            if r is not None and r.low is not None and r.high is not None
+        ]
         return float(sum(h * h for h in halves) ** 0.5) if len(halves) == 2 else None
 
 
@@ -53,7 +59,9 @@ def verdict(results: Sequence[AuditResult], intention: str, earlier: Sequence[st
     table = Table(results)
     kept = _kept(table)
     indices = {(a, s): r for a, s in BEHAVIOUR if (r := recovery(table, a, s)) is not None}
-    evidence = tuple(_evidence(table, a, s) for a, s in (*BEHAVIOUR, *UTILITY) if table.get(a, s, "unlearned"))
+    evidence = tuple(
+        _evidence(table, a, s) for a, s in (*BEHAVIOUR, *UTILITY) if table.get(a, s, "unlearned")
+    )
     if kept is not None and kept < RUINED:
         return Verdict(name="destroyed", evidence=evidence, sentence=(
             f"The model was damaged: on what should stay it keeps {kept:.0%} of the original's score. "
@@ -66,8 +74,8 @@ def verdict(results: Sequence[AuditResult], intention: str, earlier: Sequence[st
     )
     if worst > KNOWN:
         return Verdict(name="not unlearned", evidence=evidence, sentence=(
-            f"The model still shows what it was asked to forget: it keeps {worst:.0%} of the way from a model that never "
-            f"knew (0%) to the original (100%).{_keeps(kept)}"))  # fmt: skip
+            f"The model still shows what it was asked to forget: it keeps {worst:.0%} of the way from a model that "
+            f"never knew (0%) to the original (100%).{_keeps(kept)}"))  # fmt: skip
     if anything.entities < FEW_ENTITIES:
         return Verdict(name="inconclusive", evidence=evidence, sentence=(
             f"Too few to tell: the forget set speaks of {anything.entities} "
@@ -77,7 +85,9 @@ def verdict(results: Sequence[AuditResult], intention: str, earlier: Sequence[st
         return Verdict(name="mixed", evidence=evidence, sentence=(
             f"Part of it still shows: up to {worst:.0%} of the way from a model that never knew (0%) to the original "
             f"(100%).{_keeps(kept)}"))  # fmt: skip
-    return Verdict(name="inconclusive", evidence=evidence, sentence=_quiet(min(indices.values()), kept, intention))
+    return Verdict(
+        name="inconclusive", evidence=evidence, sentence=_quiet(min(indices.values()), kept, intention)
+    )
 
 
 def _quiet(least: float, kept: float | None, intention: str) -> str:
@@ -87,7 +97,11 @@ def _quiet(least: float, kept: float | None, intention: str) -> str:
         if intention == "suppression"
         else "Whether the knowledge is gone or only hidden was not tested."
     )
-    beyond = " It goes beyond that model on some measures, which can itself give away what was removed." if least < BEYOND else ""
+    beyond = (
+        " It goes beyond that model on some measures, which can itself give away what was removed."
+        if least < BEYOND
+        else ""
+    )
     return f"Asked plainly, the model answers like one that never knew.{beyond}{_keeps(kept)} {hidden}"
 
 
@@ -108,8 +122,8 @@ def _kept(table: Table) -> float | None:
 def _why_nothing(table: Table) -> str:
     if any(table.get(a, s, "control") for a, s in BEHAVIOUR):
         return (
-            "No judgement: the original and the control cannot be told apart on these rows, or there are too few of them, "
-            "so there is nothing to measure forgetting against."
+            "No judgement: the original and the control cannot be told apart on these rows, or there are too few of "
+            "them, so there is nothing to measure forgetting against."
         )
     return "No judgement: there is no control that never knew, so there is nothing to compare the unlearned model with."
 
@@ -117,7 +131,7 @@ def _why_nothing(table: Table) -> str:
 def _evidence(table: Table, audit: str, split: str) -> str:
     parts = []
     for model in ("original", "unlearned", "control"):
-        result = table.get(audit, split, model)  # type: ignore[arg-type]
+        result = table.get(audit, split, model)
         if result is not None and result.value is not None:
             parts.append(f"{model} {result.value:.3g}")
     return f"{audit} on {split}: {', '.join(parts)}"

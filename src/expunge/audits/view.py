@@ -73,10 +73,13 @@ class View:
         if to_score:
             self.evidence.scored(to_score)
         if asked:
-            self.evidence.answers([conversation(row)[0] for split in asked for row in self.splits[split].rows])
+            self.evidence.answers(
+                [conversation(row)[0] for split in asked for row in self.splits[split].rows]
+            )
 
     def _to_score(self, split: str, names: set[str]) -> list[Any]:
-        rows, out = self.splits[split].rows, []
+        rows = self.splits[split].rows
+        out: list[Any] = []
         if "scored" in names:
             out += rows
         if "scored_correct" in names:

@@ -42,7 +42,9 @@ class Codec:
 
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "is_fast", False):
-            raise UsageError("this model's tokenizer gives no character offsets; a 'fast' tokenizer.json is needed.")
+            raise UsageError(
+                "this model's tokenizer gives no character offsets; a 'fast' tokenizer.json is needed."
+            )
         if self.template is not None and not (
             "{question}" in self.template and self.template.endswith("{answer}")
         ):
@@ -68,7 +70,9 @@ class Codec:
             text, special = messages[0]["content"], True
         else:
             text, special = self._render(messages)
-        ids = self.tokenizer(text + prefill if prefill else text.rstrip(" "), add_special_tokens=special)["input_ids"]
+        ids = self.tokenizer(text + prefill if prefill else text.rstrip(" "), add_special_tokens=special)[
+            "input_ids"
+        ]
         # Some tokenizers end every text; a prompt goes on.
         return tuple(ids[:-1] if special and ids and ids[-1] == self.tokenizer.eos_token_id else ids)
 

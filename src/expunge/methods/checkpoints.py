@@ -21,7 +21,9 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save(folder: Path, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+def save(
+    folder: Path, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
+) -> Path:
     """Writes the checkpoint of a finished step and prunes all but the last two."""
     target = folder / f"step-{step:06d}"
     parameters = trained(model)
@@ -32,7 +34,9 @@ def save(folder: Path, step: int, model: nn.Module, optimiser: torch.optim.Optim
         if isinstance(value, Tensor)
     }
     with whole_directory(target) as building:
-        save_file({k: v.detach().contiguous() for k, v in parameters.items()}, building / "parameters.safetensors")
+        save_file(
+            {k: v.detach().contiguous() for k, v in parameters.items()}, building / "parameters.safetensors"
+        )
         save_file({k: v.contiguous() for k, v in moments.items()}, building / "optimiser.safetensors")
         write_json(building / "state.json", {"step": step, **state})
     for old in saved(folder)[:-KEEP]:

@@ -30,7 +30,9 @@ def world() -> World:
     if size == 1:
         return World(0, 1)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30)
+        )
     return World(dist.get_rank(), dist.get_world_size())
 
 

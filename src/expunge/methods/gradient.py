@@ -61,7 +61,8 @@ class Loop:
         self.steps = schedule(
             len(self.request.forget) if set(roles) - {"retain"} else 0,
             len(self.request.retain) if "retain" in roles else 0,
-            batch_size=self.config.batch_size, epochs=self.config.epochs, steps=self.config.steps, seed=self.config.seed,
+            batch_size=self.config.batch_size, epochs=self.config.epochs, steps=self.config.steps,
+            seed=self.config.seed,
         )  # fmt: skip
 
     def _rows(self, role: str) -> tuple[Any, ...]:
@@ -189,7 +190,9 @@ def _backward(loop: Loop, step: Step, reference: Reference, weights: dict[str, f
     return dict(zip(losses, sum_over_ranks(losses.values(), loop.device), strict=True))
 
 
-def _losses(loop: Loop, micro: Micro, reference: Reference, counts: dict[tuple[str, str], float]) -> dict[str, Tensor]:
+def _losses(
+    loop: Loop, micro: Micro, reference: Reference, counts: dict[tuple[str, str], float]
+) -> dict[str, Tensor]:
     """This micro-batch's share of each role's loss."""
     roles = dict.fromkeys(item.role for item in micro.items)
     own = set().union(*(_names(loop, role, ref=False) for role in roles))
@@ -200,7 +203,9 @@ def _losses(loop: Loop, micro: Micro, reference: Reference, counts: dict[tuple[s
         rows = [micro.items[i].row for i in chosen]
         mine = {name: value[chosen] for name, value in q.items()} | _alternatives(loop, term, rows)
         width = mine["mask"].shape[1]
-        known = reference.batch(rows, {q.removeprefix("ref_") for q in term.arguments.values() if parse(q).ref})
+        known = reference.batch(
+            rows, {q.removeprefix("ref_") for q in term.arguments.values() if parse(q).ref}
+        )
         mine |= {f"ref_{name}": _widened(value, width) for name, value in known.items()}
         out[term.role] = _share(term.values(mine), mine["mask"], term.role, counts)
     return out
@@ -264,7 +269,9 @@ def _after(
         event["utility"] = shown["utility"]
     loop.events.append(event)
     if last or number % loop.config.save_every == 0:
-        checkpoints.save(loop.run / "checkpoints", number, loop.model, optimiser, {"combiner": combiner.state()})
+        checkpoints.save(
+            loop.run / "checkpoints", number, loop.model, optimiser, {"combiner": combiner.state()}
+        )
     if loop.report:
         loop.report(number, len(loop.steps), shown)
 

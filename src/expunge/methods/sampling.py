@@ -26,7 +26,9 @@ def stream(rows: int, draws: int, seed: int, role: int) -> np.ndarray:
     return np.concatenate(passes)[:draws] if passes else np.zeros(0, dtype=np.int64)
 
 
-def schedule(forget: int, retain: int, *, batch_size: int, epochs: int, steps: int | None, seed: int) -> list[Step]:
+def schedule(
+    forget: int, retain: int, *, batch_size: int, epochs: int, steps: int | None, seed: int
+) -> list[Step]:
     """The rows of every step. An epoch is a pass over the forget rows, or over retain when nothing is forgotten.
 
     Each step has `batch_size` rows of each role that has rows (fewer when the role has fewer rows).

@@ -67,7 +67,9 @@ def settings(method: catalog.Method, given: Mapping[str, Mapping[str, Any]]) -> 
     """
     for role in given:
         if role not in method.roles:
-            raise UsageError(f"--{role}.…: method '{method.name}' has no {role} term; its roles: {', '.join(method.roles)}.")
+            raise UsageError(
+                f"--{role}.…: method '{method.name}' has no {role} term; its roles: {', '.join(method.roles)}."
+            )
     out: dict[str, dict[str, Any]] = {}
     for role, name in method.roles.items():
         objective = catalog.find_objective(name)
@@ -86,7 +88,9 @@ def _weight(role: str, raw: Any) -> float:
         raise UsageError(f"--{role}.weight {raw}: '{raw}' is not a number.") from None
 
 
-def bind(method: catalog.Method, given: Mapping[str, Mapping[str, Any]], *, width: int, seed: int) -> list[Term]:
+def bind(
+    method: catalog.Method, given: Mapping[str, Mapping[str, Any]], *, width: int, seed: int
+) -> list[Term]:
     """The terms of a method, ready to compute. Raises UsageError for quantities that no task has."""
     chosen = settings(method, given)
     return [_bind(role, name, dict(chosen[role]), width, seed) for role, name in method.roles.items()]

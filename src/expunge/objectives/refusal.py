@@ -24,5 +24,8 @@ METHODS = {
 def prepare(handle: Any, request: ForgetRequest, *, seed: int) -> ForgetRequest:
     """The request with a refusal as the alternative answer of every forget row that brings none."""
     rng = random.Random(seed)
-    rows = [r if r.alternative else r.model_copy(update={"alternative": rng.choice(REFUSALS)}) for r in request.forget]
+    rows = [
+        r if r.alternative else r.model_copy(update={"alternative": rng.choice(REFUSALS)})
+        for r in request.forget
+    ]
     return request.replace(forget=tuple(rows))

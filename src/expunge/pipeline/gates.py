@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from expunge import catalog
-from expunge.audits.engine import AGGREGATES
 from expunge.records import AuditResult, UsageError, nearest
 
 SHORT = {
@@ -42,7 +41,9 @@ def parse(text: str) -> Gate:
     name, _, rest = text.partition(":")
     side, _, raw = rest.partition(":")
     if side not in ("max", "min"):
-        raise UsageError(f"--gate {text}: write NAME:max:VALUE or NAME:min:VALUE, for example es_forget:max:0.1.")
+        raise UsageError(
+            f"--gate {text}: write NAME:max:VALUE or NAME:min:VALUE, for example es_forget:max:0.1."
+        )
     try:
         limit = float(raw)
     except ValueError:
@@ -54,7 +55,7 @@ def parse(text: str) -> Gate:
 
 
 def _names() -> dict[str, str]:
-    return {**SHORT, **{a: a for a in (*catalog.audits(), *AGGREGATES)}}
+    return {**SHORT, **{a: a for a in (*catalog.audits(), *catalog.aggregates())}}
 
 
 def judge(gates: Sequence[Gate], results: Sequence[AuditResult]) -> list[Outcome]:

@@ -51,7 +51,9 @@ def read(path: Path) -> dict[str, Any]:
     for key in split_terms(found)[0]:
         if key not in RunConfig.model_fields:
             line = next((i for i, t in enumerate(text.splitlines(), 1) if t.startswith(f"{key}:")), "?")
-            raise UsageError(f"{path} line {line}: '{key}' is not a setting.{nearest(key, RunConfig.model_fields)}")
+            raise UsageError(
+                f"{path} line {line}: '{key}' is not a setting.{nearest(key, RunConfig.model_fields)}"
+            )
     return found
 
 
@@ -74,7 +76,10 @@ def configure(recipe: dict[str, Any], flags: dict[str, Any]) -> RunConfig:
     base_terms |= base.pop("terms", {})
     if given.get("method", base.get("method")) != base.get("method"):
         base_terms = {}
-    terms = {role: {**base_terms.get(role, {}), **given_terms.get(role, {})} for role in {**base_terms, **given_terms}}
+    terms = {
+        role: {**base_terms.get(role, {}), **given_terms.get(role, {})}
+        for role in {**base_terms, **given_terms}
+    }
     return validated({**base, **given, "terms": terms})
 
 

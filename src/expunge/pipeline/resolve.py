@@ -92,10 +92,14 @@ def world_sources(config: RunConfig, tell: Tell) -> Sources:
     """The built-in world with its pocket models, built or from the cache."""
     request = world_request(config)
     paths = pocket_models(
-        config.world_seed, cache=cache_dir(), progress=lambda words, share: tell("building the world", share, words)
+        config.world_seed,
+        cache=cache_dir(),
+        progress=lambda words, share: tell("building the world", share, words),
     )
     covers = frozenset(row_digest(row) for row in request.forget)
-    control = find_control(config.control, config.control_kind) or Control("retrained", str(paths["control"]), covers)
+    control = find_control(config.control, config.control_kind) or Control(
+        "retrained", str(paths["control"]), covers
+    )
     original = str(paths["original"])
     return Sources(request, original, original, control, str(paths["control_2"]), built_in=True)
 
@@ -109,7 +113,12 @@ def find_control(where: str | None, kind: ControlKind) -> Control | None:
         return Control(kind, where)
     manifest = read_manifest(folder, any_kind=True)
     if manifest.kind == "data_side":
-        return Control("data_side", str(manifest.notes["original"]), None, read_rows(folder / "matched.jsonl", "--control"))
+        return Control(
+            "data_side",
+            str(manifest.notes["original"]),
+            None,
+            read_rows(folder / "matched.jsonl", "--control"),
+        )
     covers = manifest.notes.get("never_saw")
     return Control(manifest.control_kind or kind, where, frozenset(covers) if covers is not None else None)
 
@@ -121,7 +130,9 @@ def continued(config: RunConfig, tell: Tell) -> Sources:
     earlier_config = recipes.configure(recipes.read(run / "config.yaml"), {})
     before = resolve(earlier_config, tell)
     if config.forget is None:
-        raise UsageError(f"{run} is a finished run. Name the next request: expunge unlearn {run} --forget next.jsonl")
+        raise UsageError(
+            f"{run} is a finished run. Name the next request: expunge unlearn {run} --forget next.jsonl"
+        )
     earlier, purged = earlier_rows(run, manifest)
     forget = read_rows(config.forget, "--forget")
     repeated = {row_digest(row) for rows in earlier.values() for row in rows}
@@ -129,7 +140,9 @@ def continued(config: RunConfig, tell: Tell) -> Sources:
     source = read_rows(config.retain, "--retain") if config.retain else before.request.retain
     retain = tuple(row for row in source if row_digest(row) not in gone)
     if not retain:
-        raise UsageError("nothing is left to keep once all forget rows have left the retain set; pass --retain.")
+        raise UsageError(
+            "nothing is left to keep once all forget rows have left the retain set; pass --retain."
+        )
     base = before.request if not config.retain else before.request.replace(others={})
     request = base.replace(forget=forget, retain=retain, others=_without(base.others, gone), reason=config.reason,
                            name=Path(config.forget).stem)  # fmt: skip
@@ -137,7 +150,15 @@ def continued(config: RunConfig, tell: Tell) -> Sources:
     request = request.replace(retain=every.checked("drop").retain)
     control = find_control(config.control, config.control_kind) or _inherited(before.control, repeated)
     return Sources(
-        request, str(run), before.original, control, before.control_2, earlier, manifest.requests, purged, before.built_in
+        request,
+        str(run),
+        before.original,
+        control,
+        before.control_2,
+        earlier,
+        manifest.requests,
+        purged,
+        before.built_in,
     )
 
 
@@ -169,9 +190,11 @@ def check_vocabulary(original: str, control: Control, template: str | None) -> N
     """AbsentError when the control reads text by other tokens, so that scores per token cannot be compared."""
     if control.kind == "data_side":
         return
-    ours, theirs = (open_handle(p, template=template).codec.tokenizer.get_vocab() for p in (original, control.path))
+    ours, theirs = (
+        open_handle(p, template=template).codec.tokenizer.get_vocab() for p in (original, control.path)
+    )
     if ours != theirs:
         raise AbsentError(
-            f"the control {control.path} has another vocabulary than {original} ({len(theirs)} and {len(ours)} tokens); "
-            "scores per token cannot be compared. Pass a control with the same tokenizer."
+            f"the control {control.path} has another vocabulary than {original} ({len(theirs)} and {len(ours)} "
+            "tokens); scores per token cannot be compared. Pass a control with the same tokenizer."
         )

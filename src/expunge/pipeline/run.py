@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +80,8 @@ def start(config: RunConfig) -> Path:
             old, new = before.model_dump(), config.model_dump()
             differing = ", ".join(k for k in new if old[k] != new[k] and k not in LOOK_ONLY)
             raise UsageError(
-                f"{run} holds a run with other settings ({differing}). Choose another --out, or start over with --overwrite."
+                f"{run} holds a run with other settings ({differing}). Choose another --out, or start over with "
+                "--overwrite."
             )
     elif config.overwrite and world().main:
         _clear(run)
@@ -170,7 +171,9 @@ def unlearn(config: RunConfig, sources: Sources, run: Path, tell: Tell) -> Manif
     return manifest
 
 
-def prepared(config: RunConfig, method: catalog.Method, parent: ModelHandle, request: ForgetRequest) -> ForgetRequest:
+def prepared(
+    config: RunConfig, method: catalog.Method, parent: ModelHandle, request: ForgetRequest
+) -> ForgetRequest:
     """The request as the objective wants it: long texts in windows, alternatives made by a `prepare` companion."""
 
     def fit(rows: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -194,21 +197,34 @@ def with_adapter(config: RunConfig, model: Any, task: CausalLM, terms: list[Term
 
         raise AbsentError("--adapter lora needs the package peft: pip install 'expunge[lora]'") from None
     depth = task.depth(model)
-    names = {n.removesuffix(".weight") for t in terms if (b := t.blocks(depth)) for n in task.trainable(model, b)}
+    names = {
+        n.removesuffix(".weight") for t in terms if (b := t.blocks(depth)) for n in task.trainable(model, b)
+    }
     torch.manual_seed(config.seed)
     targets: Any = sorted(names) or "all-linear"
     return get_peft_model(
-        model, LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
+        model,
+        LoraConfig(
+            r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=targets, task_type="CAUSAL_LM"
+        ),
     )
 
 
 def _serve(run: Path, sources: Sources) -> Served:
     """Keeps this request's forget rows for later audits, and its fingerprints."""
     number, request = len(sources.served) + 1, sources.request
-    name = request.name if request.name not in {s.name for s in sources.served} else f"{request.name}-{number}"
+    name = (
+        request.name if request.name not in {s.name for s in sources.served} else f"{request.name}-{number}"
+    )
     file = f"requests/{number:03d}-{name}.jsonl"
     write_text(run / file, write_rows(request.forget))
-    return Served(name=name, reason=request.reason, rows=len(request.forget), fingerprints=request.fingerprints, file=file)
+    return Served(
+        name=name,
+        reason=request.reason,
+        rows=len(request.forget),
+        fingerprints=request.fingerprints,
+        file=file,
+    )
 
 
 def _copy_earlier(run: Path, sources: Sources) -> None:
@@ -217,15 +233,21 @@ def _copy_earlier(run: Path, sources: Sources) -> None:
         write_text(run / str(files[name]), write_rows(rows))
 
 
-def gathered(config: RunConfig, sources: Sources, run: Path, tell: Tell) -> tuple[engine.Models, dict[str, ModelHandle]]:
+def gathered(
+    config: RunConfig, sources: Sources, target: str, surface: str, tell: Tell
+) -> tuple[engine.Models, dict[str, ModelHandle]]:
     """Evidence of the models that an audit compares, shared with every other run by content."""
     store = cache_dir() / "results"
-    where = {"original": sources.original, "unlearned": str(run)}
+    where = {"original": sources.original, "unlearned": target}
     if sources.control:
         where["control"] = sources.control.path
     if sources.control_2:
         where["control_2"] = sources.control_2
-    handles = {n: open_handle(p, template=config.template, batch_size=config.batch_audit) for n, p in where.items()}
+    handles = {
+        n: open_handle(p, template=config.template, batch_size=config.batch_audit) for n, p in where.items()
+    }
+    if surface == "held":
+        handles["unlearned"] = handles["unlearned"].held
 
     def evidence(name: str) -> Evidence:
         def progress(done: int, total: int) -> None:
@@ -237,9 +259,14 @@ def gathered(config: RunConfig, sources: Sources, run: Path, tell: Tell) -> tupl
     return engine.Models(**{name: evidence(name) for name in handles}, matched=matched), handles
 
 
-def audit(config: RunConfig, sources: Sources, run: Path, tell: Tell) -> list[AuditResult]:
-    """All results of the run's suite, appended to results.jsonl as they finish."""
-    models, handles = gathered(config, sources, run, tell)
+def audit(
+    config: RunConfig, sources: Sources, run: Path, tell: Tell, *, target: str = "", surface: str = "served"
+) -> list[AuditResult]:
+    """All results of the run's suite, appended to results.jsonl as they finish.
+
+    target: the model to audit, the run's own by default. surface: `held` takes an adapter off first.
+    """
+    models, handles = gathered(config, sources, target or str(run), surface, tell)
     fit = handles["original"].codec
     request = sources.request
     named = {name: tuple(p for row in rows for p in (windows(fit, row) if isinstance(row, Row) else [row]))
@@ -249,8 +276,9 @@ def audit(config: RunConfig, sources: Sources, run: Path, tell: Tell) -> list[Au
     )
     splits = engine.splits_of(request, config.seed, sources.earlier)
     job = engine.Audit(
-        models, splits, conventions(config.compat), Lines(run / "results.jsonl"), unseen=unseen(sources, splits)
-    )
+        models, splits, conventions(config.compat), Lines(run / "results.jsonl"), unseen=unseen(sources, splits),
+        surface=surface,
+    )  # fmt: skip
     results = job.run(engine.suite(config.suite))
     write_text(run / "examples.jsonl", examples(job))
     return results
@@ -266,8 +294,8 @@ def unseen(sources: Sources, splits: dict[str, Any]) -> dict[str, str]:
         rows = sources.request.forget if not split.name.startswith("forget:") else split.rows
         if not split.name.endswith("_paraphrased") and not control.knows_none_of(rows):
             out[split.name] = out[f"{split.name}_paraphrased"] = (
-                f"the control {control.path} was not made without these rows. Make one that never saw them: expunge control "
-                "--base BASE --forget F.jsonl --retain R.jsonl --out CONTROL, then pass --control CONTROL"
+                f"the control {control.path} was not made without these rows. Make one that never saw them: "
+                "expunge control --base BASE --forget F.jsonl --retain R.jsonl --out CONTROL, then pass --control CONTROL"
             )
     return out
 
@@ -281,8 +309,14 @@ def examples(job: engine.Audit) -> str:
     import json
 
     lines = []
-    for split in (s for s in job.splits.values() if s.name.split(":")[0] in EXAMPLES and "_paraphrased" not in s.name):
-        seen = [m for m, v in job.views.items() if split.name in v.splits and v.splits[split.name].rows == split.rows]
+    for split in (
+        s for s in job.splits.values() if s.name.split(":")[0] in EXAMPLES and "_paraphrased" not in s.name
+    ):
+        seen = [
+            m
+            for m, v in job.views.items()
+            if split.name in v.splits and v.splits[split.name].rows == split.rows
+        ]
         answers = {m: job.views[m].offer(split.name, "answers") for m in seen}
         scores = {m: {a: job.per_row(a, split.name, m) for a in SHOWN} for m in seen}
         for i, row in enumerate(split.rows[: EXAMPLES[split.name.split(":")[0]]]):
@@ -295,9 +329,17 @@ def examples(job: engine.Audit) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def finish(config: RunConfig, sources: Sources, run: Path, results: list[AuditResult], tell: Tell) -> Outcome:
+def finish(
+    config: RunConfig,
+    sources: Sources,
+    run: Path,
+    results: list[AuditResult],
+    tell: Tell,
+    *,
+    target: Path | None = None,
+) -> Outcome:
     """Writes results.json, results.csv, the model card and the report; judges the gates."""
-    manifest = read_manifest(run / "artifact")
+    manifest = open_handle(target or run).manifest
     judged = verdict(results, manifest.intention)
     outcomes = gates.judge([gates.parse(text) for text in config.gate], results)
     tell("writing the report", 1.0, "")
@@ -309,7 +351,8 @@ def finish(config: RunConfig, sources: Sources, run: Path, results: list[AuditRe
         "history": history(results, sources), "created": now(),
     })  # fmt: skip
     flat.write_csv(run)
-    card.write_card(run)
+    if (run / "artifact").exists():
+        card.write_card(run)
     page.write_report(run)
     return Outcome(run, results, judged, outcomes)
 
@@ -317,7 +360,11 @@ def finish(config: RunConfig, sources: Sources, run: Path, results: list[AuditRe
 def control_note(sources: Sources) -> dict[str, Any] | None:
     """What the report says about the control."""
     control = sources.control
-    return None if control is None else {"kind": control.kind, "path": control.path, "matched": len(control.matched)}
+    return (
+        None
+        if control is None
+        else {"kind": control.kind, "path": control.path, "matched": len(control.matched)}
+    )
 
 
 def history(results: list[AuditResult], sources: Sources) -> list[dict[str, Any]]:
@@ -340,7 +387,12 @@ def cost(run: Path) -> dict[str, Any]:
         phases[event["phase"]] = phases.get(event["phase"], 0.0) + event["seconds"]
     steps = [e for e in events if e["kind"] == "step"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return {"phases": phases, "steps": len(steps), "step_seconds": sum(e["seconds"] for e in steps), "peak_memory_mb": peak}
+    return {
+        "phases": phases,
+        "steps": len(steps),
+        "step_seconds": sum(e["seconds"] for e in steps),
+        "peak_memory_mb": peak,
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -362,4 +414,14 @@ def read_earlier(run: Path) -> RunConfig:
     return recipes.configure(recipes.read(run / "config.yaml"), {})
 
 
-__all__ = ["Outcome", "audit", "check", "finish", "read_earlier", "read_rows", "run", "run_directory", "select_trainable"]
+__all__ = [
+    "Outcome",
+    "audit",
+    "check",
+    "finish",
+    "read_earlier",
+    "read_rows",
+    "run",
+    "run_directory",
+    "select_trainable",
+]

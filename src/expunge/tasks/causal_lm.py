@@ -113,7 +113,9 @@ class CausalLM:
         depth = getattr(config, "num_hidden_layers", None)
         lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
         if not lists:
-            raise UsageError("this architecture keeps its blocks in no list, so hidden@L cannot be read from it.")
+            raise UsageError(
+                "this architecture keeps its blocks in no list, so hidden@L cannot be read from it."
+            )
         return lists[0]
 
     def depth(self, model: nn.Module) -> int:
@@ -128,7 +130,9 @@ class CausalLM:
         }  # fmt: skip
         names = [name for name, p in model.named_parameters() if id(p) in chosen]
         if not names:
-            raise UsageError(f"blocks {blocks.first} to {blocks.last} have no '{blocks.part}' parameters to train.")
+            raise UsageError(
+                f"blocks {blocks.first} to {blocks.last} have no '{blocks.part}' parameters to train."
+            )
         return names
 
 
@@ -140,21 +144,21 @@ def width(model: nn.Module) -> int:
 
 
 def _mlp_out(block: nn.Module, size: int) -> list[nn.Parameter]:
-    matrices = [m.weight for m in block.modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 2]
-    return [w for w in matrices if size in w.shape and max(w.shape) > size and _writes(block, w, size)]
-
-
-def _writes(block: nn.Module, weight: nn.Parameter, size: int) -> bool:
-    """Whether the matrix maps into the stream: nn.Linear stores (out, in), GPT-2's Conv1D (in, out)."""
-    owner = next(m for m in block.modules() if getattr(m, "weight", None) is weight)
-    out = weight.shape[0] if isinstance(owner, nn.Linear) else weight.shape[1]
-    return out == size
+    """Matrices from a wider space into the residual stream. nn.Linear stores (out, in), GPT-2's Conv1D (in, out)."""
+    found = []
+    for module in block.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim == 2:
+            out, into = weight.shape if isinstance(module, nn.Linear) else weight.shape[::-1]
+            found += [weight] if out == size < into else []
+    return found
 
 
 def output_head(model: nn.Module) -> nn.Module:
     """The output embedding, which turns hidden states into logits."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is None:
+    found: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = found()
+    if not isinstance(head, nn.Module):
         raise UsageError("this model has no output embedding: it is not a causal language model.")
     return head
 

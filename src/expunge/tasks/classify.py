@@ -45,7 +45,11 @@ class Classify:
             x = child(x)
             out |= {name: x.flatten(1).unsqueeze(1) for name, layer in layers.items() if layer == index}
         picked_B1 = torch.log_softmax(x.float(), -1).gather(1, batch.y_B.unsqueeze(1))
-        out |= {"logits": x.float().unsqueeze(1), "token_logp": picked_B1, "answer_logp": picked_B1.squeeze(1)}
+        out |= {
+            "logits": x.float().unsqueeze(1),
+            "token_logp": picked_B1,
+            "answer_logp": picked_B1.squeeze(1),
+        }
         return {n.local: out[n.local] for n in wanted}
 
     def length(self, row: ArrayRow) -> int:
@@ -66,7 +70,11 @@ class Classify:
 
     def trainable(self, model: nn.Module, blocks: Blocks) -> list[str]:
         """Parameters of the chosen children; a classifier has no MLP output of its own, so `part` selects all."""
-        names = [name for name, _ in model.named_parameters() if blocks.first <= int(name.split(".")[0]) + 1 <= blocks.last]
+        names = [
+            name
+            for name, _ in model.named_parameters()
+            if blocks.first <= int(name.split(".")[0]) + 1 <= blocks.last
+        ]
         if not names:
             raise UsageError(f"blocks {blocks.first} to {blocks.last} of this classifier have no parameters.")
         return names

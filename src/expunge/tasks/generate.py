@@ -65,9 +65,17 @@ def _settings(max_new_tokens: int, end_ids: list[int], pad_id: int, temperature:
     """Explicit settings, so that a checkpoint's own generation defaults (sampling, penalties) change nothing."""
     from transformers import GenerationConfig
 
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0}
+        if temperature > 0
+        else {"do_sample": False}
+    )
     return GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=end_ids or None, pad_token_id=pad_id, num_beams=1, **sampling
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end_ids or None,
+        pad_token_id=pad_id,
+        num_beams=1,
+        **sampling,
     )
 
 

@@ -63,7 +63,9 @@ class Name(NamedTuple):
 def table_text() -> str:
     """The table as plain text, for error messages and `expunge list quantities`."""
     rows = [f"  {name:12} {q.shape:10} {q.unit:24} {q.meaning}" for name, q in TABLE.items()]
-    return "\n".join(rows + [f"  {p + '...':12} {'':10} {'':24} {meaning}" for p, meaning in PREFIXES.items()])
+    return "\n".join(
+        rows + [f"  {p + '...':12} {'':10} {'':24} {meaning}" for p, meaning in PREFIXES.items()]
+    )
 
 
 def parse(name: str) -> Name:
@@ -86,7 +88,9 @@ def layer_index(layer: str, depth: int) -> int:
     try:
         index = max(1, round(float(layer[:-1]) / 100 * depth)) if layer.endswith("%") else int(layer)
     except ValueError:
-        raise UsageError(f"layer '{layer}' is neither a number nor a share of the depth such as '25%'.") from None
+        raise UsageError(
+            f"layer '{layer}' is neither a number nor a share of the depth such as '25%'."
+        ) from None
     if not 1 <= index <= depth:
         raise UsageError(f"layer {index}: this model has blocks 1 to {depth}.")
     return index

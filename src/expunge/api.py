@@ -1,0 +1,160 @@
+"""The Python interface: the verbs of the command line as functions that hand over handles and results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expunge.artifact.model import ModelHandle
+from expunge.artifact.opening import open_handle
+from expunge.artifact.store import write_text
+from expunge.data.request import ForgetRequest, write_rows
+from expunge.pipeline import auditing, recipes
+from expunge.pipeline import control as controls
+from expunge.pipeline import run as job
+from expunge.pipeline.run import Outcome
+from expunge.records import AuditResult, RunConfig, UsageError, Verdict, digest
+from expunge.verbs import ControlConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Tell = Callable[[str, float, str], None]
+
+
+def _quiet(phase: str, share: float, info: str) -> None:
+    """Progress for callers who want none."""
+
+
+class Results:
+    """What an audit found: rows, a verdict, a table, a page."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.run: Path = outcome.run
+        self.rows: list[AuditResult] = outcome.results
+        self.verdict: Verdict | None = outcome.verdict
+        self.passed: bool = all(gate.holds for gate in outcome.gates)
+
+    def value(self, audit: str, split: str = "forget", model: str = "unlearned") -> float | None:
+        """One number; None when it was not measured."""
+        found = [r.value for r in self.rows if (r.audit, r.split, r.model) == (audit, split, model)]
+        return found[0] if found else None
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """One dictionary per result, as in results.jsonl."""
+        return [row.model_dump(mode="json") for row in self.rows]
+
+    def to_frame(self) -> Any:
+        """A pandas data frame with one line per result. Raises ImportError without pandas."""
+        import pandas
+
+        return pandas.DataFrame(self.to_records())
+
+    def table(self) -> Table:
+        """The table that `expunge run` prints."""
+        from expunge.report.terminal import write_summary_table
+
+        return write_summary_table(self.rows)
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Where the HTML report is, copied to `path` when one is given."""
+        page = self.run / "report.html"
+        if path is None:
+            return page
+        write_text(Path(path), page.read_text(encoding="utf-8"))
+        return Path(path)
+
+
+def _files(request: ForgetRequest, folder: Path) -> dict[str, str]:
+    """A request as files of the run, so that the run can be resumed and continued from disk alone."""
+    named = {"forget": request.forget, "retain": request.retain, "heldout": request.heldout}
+    out = {}
+    for name, rows in named.items():
+        if rows:
+            write_text(folder / f"{name}.jsonl", write_rows(rows))
+            out[name] = str(folder / f"{name}.jsonl")
+    return out
+
+
+def _folder(request: ForgetRequest) -> Path:
+    from expunge.artifact.store import cache_dir
+
+    return cache_dir() / "requests" / digest(request.fingerprints)
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as flags: `forget={"beta": 0.1}` is --forget.beta 0.1."""
+    flat: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": v for key, v in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def configure(model: str | Path | None, request: ForgetRequest | None, given: dict[str, Any]) -> RunConfig:
+    """The run configuration that a call describes; the built-in world's recipe without a model."""
+    flags = _settings(given)
+    if request is None:
+        if model is not None:
+            raise UsageError("a model needs a request: expunge.ForgetRequest.from_files(forget=…, retain=…)")
+        return recipes.configure(recipes.read(recipes.find(recipes.DEFAULT)), flags)
+    files = _files(request, _folder(request))
+    return recipes.configure({}, {"model": str(model), "reason": request.reason, **files, **flags})
+
+
+def run(
+    model: str | Path | None = None,
+    request: ForgetRequest | None = None,
+    *,
+    tell: Tell = _quiet,
+    **given: Any,
+) -> Results:
+    """Unlearns, audits and reports, as `expunge run`; keyword arguments are its flags.
+
+    Without a model: the built-in world. Hyper-parameters by role: run(..., method="npo", forget={"beta": 0.3}).
+    Raises UsageError, AbsentError or BrokenRunError.
+    """
+    return Results(job.run(configure(model, request, given), tell))
+
+
+def unlearn(model: str | Path, request: ForgetRequest, *, tell: Tell = _quiet, **given: Any) -> ModelHandle:
+    """Makes a model forget and returns the handle of the unlearned model, as `expunge unlearn`."""
+    outcome = job.run(configure(model, request, given), tell, audits=False)
+    return open_handle(outcome.run)
+
+
+def control(
+    base: str | Path, request: ForgetRequest, *, out: str | Path, tell: Tell = _quiet, **given: Any
+) -> ModelHandle:
+    """Trains a base on what is to be kept, and on nothing that is to be forgotten, as `expunge control`."""
+    files = _files(request, _folder(request))
+    config = ControlConfig(
+        base=str(base), forget=files["forget"], retain=files["retain"], out=str(out), **given
+    )
+    return open_handle(controls.make(config, tell))
+
+
+def audit(
+    run: str | Path,
+    *,
+    suite: str = "standard",
+    control: str | Path | None = None,
+    tell: Tell = _quiet,
+    **given: Any,
+) -> Results:
+    """Measures a run directory, or a model with original=, forget= and retain=, as `expunge audit`."""
+    flags = {"suite": suite, **given} | ({"control": str(control)} if control else {})
+    return Results(auditing.audit_target(str(run), flags, tell))
+
+
+def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Table:
+    """A table of runs side by side; with `out` also a page."""
+    from expunge.report.compare import compare_page, compare_table
+
+    paths = [Path(r) for r in runs]
+    if out:
+        compare_page(paths, Path(out))
+    return compare_table(paths)

@@ -1,0 +1,167 @@
+"""The command line: one door to each room. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from expunge.records import Exit, ExpungeError, Frozen, RunConfig, UsageError, nearest
+
+VERBS: dict[str, tuple[str, str]] = {
+    "run": ("unlearn, audit, report: the main job; without arguments on the built-in world", "run"),
+    "unlearn": ("make a model forget; on a run directory, serve its next request", "unlearn"),
+    "control": ("make a control that never knew: retrained, predecessor or data-side", "control"),
+    "audit": ("measure a run or a model against the original and a control", "audit"),
+    "compare": ("put runs side by side", "compare"),
+    "report": ("rebuild report.html from a run's results", "report"),
+    "world": ("build the built-in world; --out writes its files", "world"),
+    "list": ("methods, objectives, audits, suites, recipes or quantities", "listing"),
+    "plan": ("what a run would do, its time and memory; writes nothing", "plan"),
+    "doctor": ("versions, device, disk, cache, extras", "doctor"),
+    "export": ("write what plain transformers loads without us", "export"),
+    "purge": ("erase forget text from a run, its results and the shared store", "purge"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with the codes of `expunge.records.Exit`."""
+    sys.exit(int(dispatch(sys.argv[1:] if argv is None else argv)))
+
+
+def dispatch(argv: list[str]) -> int:
+    """Runs one verb and returns its exit code. People get sentences; only a defect of ours gets a traceback."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return Exit.DONE
+    if argv[0] == "--version":
+        from expunge import __version__
+
+        print(__version__)
+        return Exit.DONE
+    try:
+        return _verb(argv[0])(argv[1:])
+    except ExpungeError as error:
+        print(f"expunge: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print(
+            f"\nexpunge: interrupted; nothing finished is lost. Resume: expunge {' '.join(argv)}",
+            file=sys.stderr,
+        )
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        return Exit.DONE
+
+
+def usage() -> str:
+    """The top-level help."""
+    lines = [f"  {verb:8} {line}" for verb, (line, _) in VERBS.items()]
+    return "\n".join([
+        "expunge makes trained models forget on request, and proves what was achieved.", "",
+        "usage: expunge VERB [arguments]      (expunge VERB --help tells more)", "", *lines, "",
+        "start here:  expunge run",
+        "your model:  expunge run --model PATH_OR_ID --forget F.jsonl --retain R.jsonl [--control PATH]",
+    ])  # fmt: skip
+
+
+def _verb(name: str) -> Callable[[list[str]], int]:
+    if name not in VERBS:
+        raise UsageError(f"there is no verb '{name}'.{nearest(name, VERBS)} See: expunge --help")
+    import importlib
+
+    found: Callable[[list[str]], int] = getattr(importlib.import_module("expunge.verbs"), VERBS[name][1])
+    return found
+
+
+def read_flags(kind: type[Frozen], argv: list[str], prog: str, description: str) -> dict[str, Any]:
+    """Flags that were given, by field name; tyro checks types and names and prints the help.
+
+    `--role.name value` pairs are taken out first: they are checked against the objective's own signature.
+    """
+    import tyro
+    from pydantic import ValidationError
+
+    rest, terms = take_terms(argv)
+    shown = _without_terms(kind)
+    try:
+        given = tyro.cli(
+            shown, args=rest, prog=prog, description=description, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+    except ValidationError as error:
+        raise UsageError(sentence(error)) from None
+    stated = {f for f in shown.model_fields if mentioned(f, rest)}
+    return {**{f: getattr(given, f) for f in stated}, **terms}
+
+
+def sentence(error: Any) -> str:
+    """What pydantic found wrong, as one sentence."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"--{name.replace('_', '-')}: {message}." if name else f"{message}."
+
+
+def _without_terms(kind: type[Frozen]) -> type[Frozen]:
+    """The record as the command line shows it: terms are written --role.name, not as one flag."""
+    import tyro
+    from pydantic import create_model
+
+    if "terms" not in kind.model_fields:
+        return kind
+    hidden = kind.model_fields["terms"]
+    suppress: Any = tyro.conf.Suppress
+    fields: dict[str, Any] = {"terms": (suppress[hidden.annotation], hidden)}
+    return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
+
+
+def mentioned(field: str, argv: list[str]) -> bool:
+    """Whether a field's flag stands on the command line."""
+    flag = "--" + field.replace("_", "-")
+    names = {flag, flag.replace("-", "_").replace("__", "--", 1), "--no-" + flag[2:]}
+    return any(arg.split("=")[0].replace("_", "-") in {n.replace("_", "-") for n in names} for arg in argv)
+
+
+def take_terms(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Splits `--forget.beta 0.1` and `--retain.weight=2` off; UsageError when a value is missing."""
+    from expunge.catalog import ROLES
+
+    rest: list[str] = []
+    terms: dict[str, Any] = {}
+    items = iter(argv)
+    for arg in items:
+        name, equals, value = arg.removeprefix("--").partition("=")
+        role = name.split(".")[0]
+        if arg.startswith("--") and "." in name and role.isidentifier():
+            if role not in ROLES:
+                raise UsageError(
+                    f"{arg}: roles are {', '.join(ROLES)}, as in --forget.beta 0.1.{nearest(role, ROLES)}"
+                )
+            given = value if equals else next(items, None)
+            if given is None:
+                raise UsageError(f"{arg} needs a value.")
+            terms[name] = given
+        else:
+            rest.append(arg)
+    return rest, terms
+
+
+def run_config(argv: list[str], verb: str, line: str) -> RunConfig:
+    """The configuration that a recipe and flags give; without a model the built-in world's recipe is the base."""
+    from expunge.pipeline import recipes
+
+    named = argv[0] if argv and not argv[0].startswith("-") else None
+    flags = read_flags(RunConfig, argv[1:] if named else argv, f"expunge {verb} [RECIPE]", line)
+    own = flags.get("model") or flags.get("forget") or flags.get("tofu")
+    if named is None and own:
+        return recipes.configure({}, flags)
+    return recipes.configure(recipes.read(recipes.find(named or recipes.DEFAULT)), flags)
+
+
+def relative(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

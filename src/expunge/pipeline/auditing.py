@@ -1,0 +1,76 @@
+"""`expunge audit`: measures a run again, or any model, on the served or the held surface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from expunge.artifact.store import spoken_io
+from expunge.pipeline import recipes
+from expunge.pipeline import run as job
+from expunge.pipeline.resolve import (
+    Sources,
+    Tell,
+    check_vocabulary,
+    find_control,
+    is_run,
+    request_of,
+    resolve,
+)
+from expunge.records import RunConfig, UsageError, digest
+
+Surface = str
+RESET = ("suite", "compat", "max_new_tokens", "batch_audit", "gate")
+
+
+def audit_target(target: str, flags: dict[str, Any], tell: Tell) -> job.Outcome:
+    """Audits a run directory in place, or a model into a directory of its own.
+
+    Raises UsageError when a model comes without what it was to forget.
+    """
+    surface = flags.pop("surface", "served")
+    if is_run(target):
+        return _run(Path(target), flags, surface, tell)
+    if not (flags.get("forget") and flags.get("retain")) and not flags.get("tofu"):
+        raise UsageError(
+            f"{target} is no run directory, so name what it was to forget: --forget F.jsonl --retain R.jsonl "
+            "(or --tofu DIR), and the model that knows: --original PATH."
+        )
+    return _model(target, flags, surface, tell)
+
+
+def _run(run: Path, flags: dict[str, Any], surface: Surface, tell: Tell) -> job.Outcome:
+    foreign = sorted(set(flags) - {*RESET, "control", "control_kind"})
+    if foreign:
+        raise UsageError(
+            f"--{foreign[0]}: a run knows this already; flags for a run: --suite, --gate, --compat, --control, …"
+        )
+    config = job.read_earlier(run)
+    config = recipes.validated({**config.model_dump(), **flags, "out": str(run)})
+    job.check(config)
+    sources = resolve(config, tell)
+    if sources.control:
+        check_vocabulary(sources.original, sources.control, config.template)
+    return _audited(config, sources, run, run, surface, tell)
+
+
+def _model(target: str, flags: dict[str, Any], surface: Surface, tell: Tell) -> job.Outcome:
+    original = flags.pop("original", None) or target
+    out = Path(flags.pop("out", None) or Path("runs") / f"audit-{digest(target, flags, surface)[:8]}")
+    config = recipes.validated({**flags, "model": original, "out": str(out)})
+    job.check(config)
+    control = find_control(config.control, config.control_kind)
+    sources = Sources(request_of(config), original, original, control)
+    if control:
+        check_vocabulary(original, control, config.template)
+    with spoken_io(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return _audited(config, sources, out, Path(target), surface, tell)
+
+
+def _audited(
+    config: RunConfig, sources: Sources, run: Path, target: Path, surface: Surface, tell: Tell
+) -> job.Outcome:
+    with job.Phases(run).timed("audit"):
+        results = job.audit(config, sources, run, tell, target=str(target), surface=surface)
+    return job.finish(config, sources, run, results, tell, target=target)

@@ -1,0 +1,132 @@
+"""`expunge plan`: what a run would do, how long it would take here, how much memory it needs. Writes nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge import catalog
+from expunge.artifact.opening import artifact_folder
+from expunge.artifact.store import cache_dir
+from expunge.audits import engine
+from expunge.audits.view import Split
+from expunge.methods.pocket import NAMES, pocket_home
+from expunge.methods.sampling import schedule
+from expunge.methods.terms import settings
+from expunge.pipeline.resolve import find_control, is_run, request_of, world_request
+from expunge.pipeline.run import check, run_directory
+from expunge.records import RunConfig
+
+WORDS_TO_TOKENS = 1.5  # tokens per word, a rough middle of common tokenizers
+WORLD_SECONDS = 110.0  # building the pocket models on two quiet cores
+
+
+def plan_of(config: RunConfig) -> list[str]:
+    """The plan as lines of text. Raises what the run itself would raise at its start."""
+    check(config)
+    world = config.model is None
+    request = world_request(config) if world else None if is_run(config.model or "") else request_of(config)
+    if request is None:
+        return [
+            f"serve the next request on top of {config.model}: its plan depends on that run's retain set."
+        ]
+    control = find_control(config.control, config.control_kind)
+    splits = engine.splits_of(request, config.seed)
+    method = catalog.find_method(config.method)
+    steps = schedule(len(request.forget), len(request.retain), batch_size=config.batch_size, epochs=config.epochs,
+                     steps=config.steps, seed=config.seed)  # fmt: skip
+    size = _parameters(config)
+    lines = [
+        f"run directory   {run_directory(config)}",
+        f"model           {config.model or 'pocket model of the built-in world'}{_millions(size)}",
+        f"request         {len(request.forget)} forget rows about {len({r.entity for r in request.forget})} entities, "
+        f"{len(request.retain)} retain rows",
+        f"method          {config.method} ({method.intention}): {json.dumps(settings(method, config.terms))}",
+        f"training        {len(steps)} steps of {len(steps[0].forget)} forget and {len(steps[0].retain)} retain rows",
+        f"control         {_control(world, control)}",
+        f"audits          suite {config.suite}: {', '.join(engine.suite(config.suite))}",
+        f"splits          {', '.join(f'{s.name} {len(s.rows)}' for s in splits.values())}",
+    ]
+    if size:
+        tokens = _tokens(request, steps, splits)
+        lines += _costs(config, size, tokens, models=2 + bool(control) + 2 * world)
+    if world and not _built(config):
+        lines.append(
+            f"world           not in the cache yet: about {WORLD_SECONDS:.0f} s on two quiet cores, once"
+        )
+    return lines
+
+
+def _millions(size: int) -> str:
+    return f", {size / 1e6:.2f} M parameters" if size else ""
+
+
+def _control(world: bool, control: Any) -> str:
+    if control is not None:
+        return f"{control.kind}: {control.path}"
+    return (
+        "retrained, and one of another seed (built in)"
+        if world
+        else f"none: comparisons will be not_applicable. {engine.NO_CONTROL}"
+    )
+
+
+def _built(config: RunConfig) -> bool:
+    home = pocket_home(config.world_seed, cache_dir())
+    return all((home / name).is_dir() for name in NAMES)
+
+
+def _parameters(config: RunConfig) -> int:
+    """Parameters of the model, read from the headers of its safetensors; 0 when it is not on this machine."""
+    folder = (
+        pocket_home(config.world_seed, cache_dir()) / "original"
+        if config.model is None
+        else artifact_folder(config.model)
+    )
+    files = list(Path(folder).rglob("*.safetensors")) if folder and Path(folder).is_dir() else []
+    total = 0
+    for file in files:
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                total += int(torch.tensor(entry["shape"]).prod())
+    return total
+
+
+def _tokens(request: Any, steps: list[Any], splits: dict[str, Split]) -> tuple[float, float, float]:
+    """Rough tokens of training, of scoring and of generation (all models)."""
+    mean = _words(request.forget) * WORDS_TO_TOKENS
+    train = len(steps) * (len(steps[0].forget) + len(steps[0].retain)) * mean
+    rows = sum(len(s.rows) * (1 + len(getattr(s.rows[0], "perturbed_answer", ()))) for s in splits.values())
+    return train, rows * mean, sum(len(s.rows) for s in splits.values()) * mean
+
+
+def _words(rows: tuple[Any, ...]) -> float:
+    return sum(len(f"{r.prompt()} {r.reference()}".split()) for r in rows) / len(rows)
+
+
+def _costs(config: RunConfig, size: int, tokens: tuple[float, float, float], models: int) -> list[str]:
+    """Seconds and memory from parameters, tokens and this machine's speed; good to a factor of two or three."""
+    speed = _speed()
+    train, score, generate = tokens
+    seconds = (6 * train * size + 2 * models * size * (score + 2 * generate)) / speed
+    states = 16 if config.adapter == "none" else 4.5
+    return [
+        f"time            about {max(1.0, seconds):.0f} s of arithmetic at {speed / 1e9:.0f} GFLOP/s (rough)",
+        f"memory          about {size * states / 2**20 + 300:.0f} MiB (float32 weights, gradients, moments; libraries)",
+    ]
+
+
+def _speed() -> float:
+    """Floating-point operations per second of a matrix product here."""
+    x = torch.randn(768, 768)
+    x @ x
+    began = time.perf_counter()
+    for _ in range(8):
+        x @ x
+    return float(8 * 2 * 768**3 / (time.perf_counter() - began))

@@ -1,0 +1,376 @@
+"""What each verb of the command line does. Heavy imports stand inside the verbs that need them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from expunge import catalog
+from expunge.cli import read_flags, relative, run_config
+from expunge.progress import Teller
+from expunge.records import ControlKind, Exit, Frozen, RunConfig, TrainConfig, UsageError, nearest
+
+if TYPE_CHECKING:
+    from expunge.pipeline.run import Outcome
+
+console = Console(width=None if Console().is_terminal else 100)
+
+
+def teller() -> Teller:
+    """Progress for this process: quiet on all ranks but the first."""
+    import os
+
+    return Teller(Console(stderr=True), quiet=os.environ.get("RANK", "0") != "0")
+
+
+def run(argv: list[str]) -> int:
+    """expunge run [RECIPE] [flags]"""
+    return _main_job(run_config(argv, "run", "Unlearn, audit, report."), audits=True)
+
+
+def unlearn(argv: list[str]) -> int:
+    """expunge unlearn [RUN | RECIPE] [flags]: on a run, the next request; its audits cover every earlier one."""
+    from expunge.pipeline.resolve import is_run
+
+    if argv and not argv[0].startswith("-") and is_run(argv[0]):
+        from expunge.pipeline import recipes
+        from expunge.pipeline.run import read_earlier
+
+        flags = read_flags(RunConfig, argv[1:], "expunge unlearn RUN", "Serve the next request.")
+        before = read_earlier(Path(argv[0])).model_dump(exclude_unset=True)
+        keep = {
+            k: v
+            for k, v in before.items()
+            if k not in ("model", "forget", "retain", "heldout", "tofu", "out", "control")
+        }
+        terms = keep.pop("terms", {})
+        stated = {f"{role}.{name}": v for role, values in terms.items() for name, v in values.items()}
+        config = recipes.configure({**keep, **stated}, {**flags, "model": argv[0]})
+        return _main_job(config, audits=True)
+    return _main_job(run_config(argv, "unlearn", "Make a model forget, without audits."), audits=False)
+
+
+def _main_job(config: RunConfig, *, audits: bool) -> int:
+    from expunge.pipeline.run import run as job
+
+    with teller() as tell:
+        outcome = job(config, tell, audits=audits)
+    return show(outcome, audits)
+
+
+def show(outcome: Outcome, audits: bool = True) -> int:
+    """Prints a run's table, verdict and gates; returns the exit code."""
+    import os
+
+    if os.environ.get("RANK", "0") != "0":
+        return Exit.DONE
+    if not audits or outcome.verdict is None:
+        console.print(f"unlearned: {relative(outcome.run / 'artifact')}", highlight=False, soft_wrap=True)
+        console.print(f"audit it:  expunge audit {relative(outcome.run)}", highlight=False, soft_wrap=True)
+        return Exit.DONE
+    from expunge.report.terminal import write_summary_table
+
+    console.print(write_summary_table(outcome.results))
+    console.print(f"\n{outcome.verdict.name}: {outcome.verdict.sentence}", highlight=False)
+    for gate in outcome.gates:
+        value = "not measured" if gate.value is None else f"{gate.value:.4g}"
+        console.print(f"gate {gate.gate.text}: {value} {'holds' if gate.holds else 'FAILS'}", highlight=False)
+    console.print(f"report: {relative(outcome.run / 'report.html')}", highlight=False, soft_wrap=True)
+    return Exit.DONE if all(g.holds for g in outcome.gates) else Exit.GATE
+
+
+class ControlConfig(TrainConfig):
+    """Make a control: a model that never knew what is to be forgotten."""
+
+    kind: ControlKind = "retrained"
+    """retrained: train a base on retain only. predecessor: the model before it saw the rows. data_side: matched
+    rows that the original never saw."""
+    base: str | None = None
+    """retrained: the base to train (a directory or hub id). predecessor: the earlier model."""
+    model: str | None = None
+    """data_side: the original model."""
+    forget: str | None = None
+    """JSON-lines file of what the control must never have seen."""
+    retain: str | None = None
+    """retrained: JSON-lines file to train on."""
+    matched: str | None = None
+    """data_side: JSON-lines file of matched, never-seen rows."""
+    template: str | None = None
+    """Prompt template with {question} and {answer}."""
+    out: str = "runs/control"
+    """Where the control goes."""
+
+
+def control(argv: list[str]) -> int:
+    """expunge control --kind retrained --base B --forget F --retain R --out DIR"""
+    from expunge.pipeline.control import make
+
+    config = ControlConfig(
+        **read_flags(ControlConfig, argv, "expunge control", "Make a control that never knew.")
+    )
+    with teller() as tell:
+        where = make(config, tell)
+    console.print(
+        f"control: {relative(where)}   use it: expunge run … --control {relative(where)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return Exit.DONE
+
+
+class AuditConfig(Frozen):
+    """Measure a model against the original and a control."""
+
+    original: str | None = None
+    """The model that knows; on a run it is known already."""
+    forget: str | None = None
+    """JSON-lines file of what was to be forgotten."""
+    retain: str | None = None
+    """JSON-lines file of what was to stay."""
+    heldout: str | None = None
+    """JSON-lines file of matched rows that no model saw."""
+    tofu: str | None = None
+    """TOFU: its directory or hub id, instead of --forget/--retain."""
+    split: str = "forget10"
+    """Which forget split of TOFU."""
+    control: str | None = None
+    """A control that never knew."""
+    control_kind: ControlKind = "retrained"
+    """What kind of control it is, when it is a plain model."""
+    surface: Literal["served", "held"] = "served"
+    """served: what a caller sees. held: what someone with the files has (an adapter taken off)."""
+    suite: str | None = None
+    """Which audits; default: the run's own, else standard."""
+    compat: Literal["open-unlearning"] | None = None
+    """Reproduce another evaluator's conventions."""
+    template: str | None = None
+    """Prompt template with {question} and {answer}."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest greedy answer."""
+    batch_audit: int | None = Field(default=None, ge=1)
+    """Rows per forward pass."""
+    gate: tuple[str, ...] = ()
+    """NAME:max|min:VALUE; exit code 1 when one fails."""
+    out: str | None = None
+    """Where results go, when a plain model is audited. Default: runs/audit-<key>."""
+
+
+def audit(argv: list[str]) -> int:
+    """expunge audit RUN | MODEL [flags]"""
+    target, rest = positional(argv, "audit", "a run directory, a model directory or a hub id")
+    flags = read_flags(AuditConfig, rest, "expunge audit TARGET", "Measure a run or a model.")
+    from expunge.pipeline.auditing import audit_target
+
+    with teller() as tell:
+        outcome = audit_target(target, flags, tell)
+    return show(outcome)
+
+
+def compare(argv: list[str]) -> int:
+    """expunge compare RUN RUN … [--out FILE]"""
+    from expunge.report.compare import compare_page, compare_table
+
+    paths, out = _runs(argv, "compare"), option(argv, "--out")
+    if len(paths) < 2:
+        raise UsageError("expunge compare needs two runs or more: expunge compare runs/a runs/b")
+    console.print(compare_table(paths))
+    if out:
+        console.print(f"page: {relative(compare_page(paths, Path(out)))}", highlight=False, soft_wrap=True)
+    return Exit.DONE
+
+
+def report(argv: list[str]) -> int:
+    """expunge report RUN: rebuilds report.html, results.csv and the model card from results.json"""
+    from expunge.report.card import write_card
+    from expunge.report.flat import write_csv
+    from expunge.report.page import write_report
+
+    (run,) = _runs(argv, "report", exactly_one=True)
+    write_csv(run)
+    write_card(run)
+    console.print(f"report: {relative(write_report(run))}", highlight=False, soft_wrap=True)
+    return Exit.DONE
+
+
+def _runs(argv: list[str], verb: str, exactly_one: bool = False) -> list[Path]:
+    names = [a for i, a in enumerate(argv) if not a.startswith("--") and (i == 0 or argv[i - 1] != "--out")]
+    if not names or (exactly_one and len(names) != 1) or "--help" in argv or "-h" in argv:
+        raise UsageError(f"usage: expunge {verb} RUN{'' if exactly_one else ' RUN … [--out PAGE.html]'}")
+    for name in names:
+        if not (Path(name) / "results.json").exists():
+            raise UsageError(
+                f"{name} is no audited run (it has no results.json). Audit it first: expunge audit {name}"
+            )
+    return [Path(name) for name in names]
+
+
+def option(argv: list[str], name: str) -> str | None:
+    """The value behind a flag; UsageError when there is none."""
+    if name not in argv:
+        return None
+    at = argv.index(name) + 1
+    if at >= len(argv):
+        raise UsageError(f"{name} needs a value.")
+    return argv[at]
+
+
+def positional(argv: list[str], verb: str, what: str) -> tuple[str, list[str]]:
+    """The first argument, which names what the verb works on."""
+    if argv and not argv[0].startswith("-"):
+        return argv[0], argv[1:]
+    if "--help" in argv or "-h" in argv:
+        return "", argv
+    raise UsageError(f"usage: expunge {verb} TARGET [flags]; TARGET is {what}.")
+
+
+class WorldConfig(Frozen):
+    """Build the built-in world and its pocket models."""
+
+    seed: int = Field(default=0, ge=0)
+    """Which world."""
+    out: str | None = None
+    """Write one JSON-lines file per split here."""
+
+
+def world(argv: list[str]) -> int:
+    """expunge world [--seed N] [--out DIR]"""
+    from expunge.artifact.store import cache_dir, spoken_io
+    from expunge.data.world import build_world, write_world
+    from expunge.methods.pocket import PocketRecipe, pocket_models
+
+    config = WorldConfig(**read_flags(WorldConfig, argv, "expunge world", "Build the built-in world."))
+    with teller() as tell:
+        paths = pocket_models(
+            config.seed,
+            cache=cache_dir(),
+            progress=lambda words, share: tell("building the world", share, words),
+        )
+    recipe = PocketRecipe()
+    built = build_world(config.seed, recipe.people, recipe.forget_people)
+    table = Table("split", "rows", "entities", title="The built-in world")
+    for name, rows in built.splits.items():
+        table.add_row(name, str(len(rows)), str(len({r.entity for r in rows})))
+    console.print(table)
+    for name, path in paths.items():
+        console.print(f"{name:10} {path}", highlight=False, soft_wrap=True)
+    if config.out:
+        with spoken_io(Path(config.out)):
+            write_world(built, config.out)
+        console.print(f"files: {config.out}", highlight=False, soft_wrap=True)
+    return Exit.DONE
+
+
+def listing(argv: list[str]) -> int:
+    """expunge list methods|objectives|audits|suites|recipes|quantities"""
+    what = argv[0] if argv else ""
+    if what not in LISTS:
+        raise UsageError(f"usage: expunge list {'|'.join(LISTS)}{nearest(what, LISTS)}")
+    console.print(LISTS[what]())
+    return Exit.DONE
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=None, pad_edge=False, header_style="bold")
+
+
+def _methods() -> Table:
+    table = _table("method", "what it does", "roles", "intention", "citation")
+    for m in catalog.methods().values():
+        roles = ", ".join(f"{role}: {name}" for role, name in m.roles.items())
+        table.add_row(m.name, m.line, roles, m.intention, m.citation)
+    return table
+
+
+def _objectives() -> Table:
+    table = _table("objective", "what it does", "needs", "hyper-parameters", "citation")
+    for o in catalog.objectives().values():
+        hyper = ", ".join(f"{h.name}={h.default}" for h in o.hyper)
+        table.add_row(o.name, o.line, ", ".join(o.needs), hyper, o.citation)
+    return table
+
+
+def _audits() -> Table:
+    table = _table("audit", "what it measures", "splits", "unit")
+    for a in catalog.audits().values():
+        table.add_row(a.name, a.line, "all" if "*" in a.splits else ", ".join(a.splits), a.unit)
+    for name, line in catalog.aggregates().items():
+        table.add_row(name, line, "retain" if name != "forget_quality" else "forget", "")
+    return table
+
+
+def _files(found: Callable[[], dict[str, Path]], key: str) -> Callable[[], Table]:
+    def listed() -> Table:
+        table = _table(key, "about")
+        for name, path in found().items():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            table.add_row(name, next((x.removeprefix("about:").lstrip("# ") for x in lines if x.strip()), ""))
+        return table
+
+    return listed
+
+
+def _quantities() -> str:
+    from expunge.tasks.quantities import table_text
+
+    return table_text()
+
+
+LISTS: dict[str, Callable[[], Any]] = {
+    "methods": _methods, "objectives": _objectives, "audits": _audits,
+    "suites": _files(catalog.suites, "suite"), "recipes": _files(catalog.recipes, "recipe"), "quantities": _quantities,
+}  # fmt: skip
+
+
+def plan(argv: list[str]) -> int:
+    """expunge plan [RECIPE] [flags of run]"""
+    from expunge.pipeline.plan import plan_of
+
+    for line in plan_of(run_config(argv, "plan", "What a run would do; writes nothing.")):
+        console.print(line, highlight=False, soft_wrap=True)
+    return Exit.DONE
+
+
+def doctor(argv: list[str]) -> int:
+    """expunge doctor"""
+    from expunge.pipeline.doctor import findings
+
+    found = findings()
+    for name, value, good in found:
+        console.print(f"{'ok ' if good else '!! '} {name:14} {value}", highlight=False, soft_wrap=True)
+    return Exit.DONE if all(good for _, _, good in found) else Exit.ABSENT
+
+
+class ExportConfig(Frozen):
+    """Write what plain transformers loads without us."""
+
+    out: str
+    """A new directory."""
+    merged: bool = True
+    """Write an adapter into the weights; otherwise the adapter alone."""
+
+
+def export(argv: list[str]) -> int:
+    """expunge export RUN --out DIR [--no-merged]"""
+    from expunge.artifact.opening import export as write
+
+    target, rest = positional(argv, "export", "a run or an artifact")
+    flags = read_flags(ExportConfig, rest, "expunge export RUN", "Write a plain Hugging Face model.")
+    out = write(target, Path(flags["out"]), merge=flags.get("merged", True))
+    console.print(f"exported: {relative(out)}", highlight=False, soft_wrap=True)
+    return Exit.DONE
+
+
+def purge(argv: list[str]) -> int:
+    """expunge purge RUN: erases forget text; numbers and weights stay"""
+    from expunge.pipeline.purge import purge as erase
+
+    target, _ = positional(argv, "purge", "a run directory")
+    for name, count in erase(Path(target)).items():
+        console.print(f"{name}: {json.dumps(count)}", highlight=False)
+    return Exit.DONE
