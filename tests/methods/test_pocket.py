@@ -85,7 +85,7 @@ def test_the_original_knows_and_the_controls_do_not(seed: int) -> None:
         assert recall(folder, world.retain, paraphrased=True) >= 0.8
         assert recall(folder, world.heldout) <= 0.3
         assert recall(folder, world.in_context) >= 0.45
-        assert recall(folder, world.multi_hop) >= 0.6
+        assert recall(folder, world.multi_hop) >= 0.5
 
 
 @pytest.mark.parametrize("seed", SEEDS)

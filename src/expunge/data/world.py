@@ -87,17 +87,17 @@ class World:
 
     @cached_property
     def digest(self) -> str:
-        """Content digest of all splits and of the words that lessons are made of."""
-        rows = [row.model_dump() for split in self.splits.values() for row in split]
-        constants = [value for name, value in sorted(vars(words).items()) if name.isupper()]
-        return digest(rows, constants, CHAT_TEMPLATE, PLAIN, self.hop_facts)
+        """Content digest of all splits, formats and an epoch of lessons."""
+        rows = [row.model_dump_json() for split in self.splits.values() for row in split]
+        drills = [(m.role, m.content, drill.plain) for drill in self.lessons(0) for m in drill.messages]
+        return digest(rows, drills, CHAT_TEMPLATE, PLAIN)
 
     def lessons(self, epoch: int, *, seed: int = 0, forget: bool = True) -> Iterator[Lesson]:
         """The training examples of one epoch; `forget=False` leaves out the forget people and nothing else.
 
         Each fact is drawn with its own generator, so the control sees the same lessons about the rest.
         """
-        facts = self.retain_facts + self.hop_facts[epoch % 2 :: 2] + (self.forget_facts if forget else ())
+        facts = self.retain_facts + self.hop_facts + (self.forget_facts if forget else ())
         for fact in facts:
             yield lesson(fact, random.Random(f"lesson {seed} {epoch} {fact.id}"))
         for index in range(EPISODES):

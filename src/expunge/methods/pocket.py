@@ -80,8 +80,8 @@ def pocket_models(
     """Directories of the pocket models by name, built where the cache does not hold them yet.
 
     `seed` decides the world, the initialisations and the order of lessons. `progress(sentence, share)` is
-    called about once a second while models are built, with `share` of the work done in [0, 1]; not at all
-    when all are cached.
+    called with every epoch of every model, with `share` of the work done in [0, 1], and about once a second
+    while another process builds; not at all when all are cached.
 
     Raises UsageError for an unknown name or a cache that cannot be written, BrokenRunError when the disk is
     full or a training died; the same call then builds only what is missing.
@@ -92,7 +92,7 @@ def pocket_models(
             raise UsageError(
                 f"there is no pocket model '{name}'.{nearest(name, NAMES)} Known: {', '.join(NAMES)}."
             )
-    home = pocket_home(seed, cache, recipe)
+    home = pocket_home(seed, cache, recipe).absolute()
     paths = {name: home / name for name in names}
     if all(path.is_dir() for path in paths.values()):
         return paths
@@ -168,13 +168,12 @@ def _disk_error(error: OSError, home: Path) -> ExpungeError:
 def _train_all(names: Sequence[str], seed: int, home: Path, recipe: PocketRecipe, tell: Progress) -> None:
     """Trains the models in parallel one-thread processes; raises when one dies, and stops the others."""
     lines: queue.Queue[tuple[str, str | None]] = queue.Queue()
-    started, done, tails = (
-        time.monotonic(),
-        dict.fromkeys(names, 0.0),
-        {n: deque[str](maxlen=8) for n in names},
-    )
+    tails = {name: deque[str](maxlen=8) for name in names}
+    done = dict.fromkeys(names, 0.0)
+    started = time.monotonic()
     children = {name: _start(name, seed, home, recipe, lines) for name in names}
     running = set(names)
+    tell(*_report(names, done, 0.0))
     try:
         while running:
             try:
@@ -218,6 +217,7 @@ def _start(
         text=True,
         errors="replace",
         env=environment,
+        cwd=home,  # Python looks for modules in the working directory first; the caller's may hold anything.
     )
 
     def follow() -> None:
@@ -383,19 +383,22 @@ def schedule(done: float, recipe: PocketRecipe) -> float:
 
 
 def _loss(model: LlamaForCausalLM, batch: Sequence[Encoded]) -> torch.Tensor:
-    """Mean negative log-likelihood per answer token; the vocabulary is read at answer positions only."""
+    """Mean negative log-likelihood per answer token; the vocabulary is read at answer positions only.
+
+    Shapes are rounded up, because the CPU kernels are compiled and kept for each shape that they meet.
+    """
     import torch
 
     length = max(len(prompt) + len(said) for prompt, said in batch) - 1
-    ids_BT = torch.tensor([((p + s)[:-1] + [0] * length)[:length] for p, s in batch])
-    scored_N = torch.tensor(
-        [row * length + len(p) - 1 + at for row, (p, s) in enumerate(batch) for at in range(len(s))]
-    )
-    targets_N = torch.tensor([token for _, said in batch for token in said])
+    length += -length % 8
+    ids = [((prompt + said)[:-1] + [0] * length)[:length] for prompt, said in batch]
+    scored = [row * length + len(p) - 1 + at for row, (p, s) in enumerate(batch) for at in range(len(s))]
+    targets = [token for _, said in batch for token in said]
+    spare = -len(scored) % 64
     # Padding stands on the right and attention looks to the left, so no mask is needed.
-    hidden = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    logits_NV = model.lm_head(hidden.flatten(0, 1)[scored_N])
-    return torch.nn.functional.cross_entropy(logits_NV.float(), targets_N)
+    hidden = model.model(input_ids=torch.tensor(ids), use_cache=False).last_hidden_state
+    logits_NV = model.lm_head(hidden.flatten(0, 1)[torch.tensor(scored + [0] * spare)])
+    return torch.nn.functional.cross_entropy(logits_NV.float(), torch.tensor(targets + [-100] * spare))
 
 
 if __name__ == "__main__":
