@@ -82,6 +82,7 @@ class _Offer:
 
     def __call__(self, function: Any) -> PerRow:
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
+        self.view.require(names, "audit 'model_utility'")
         values: PerRow = function(**{name: self.view.offer(self.split, name) for name in names})
         return values
 

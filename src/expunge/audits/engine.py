@@ -12,7 +12,6 @@ import yaml
 
 from expunge import catalog
 from expunge.artifact.evidence import Evidence
-from expunge.artifact.handle import require
 from expunge.artifact.store import Lines
 from expunge.audits import aggregates
 from expunge.audits.view import PerRow, Split, View, paraphrased
@@ -27,6 +26,7 @@ NO_CONTROL = (
     "no control that never knew the forget rows. Make one: expunge control --base BASE --forget F.jsonl "
     "--retain R.jsonl --out CONTROL, then pass --control CONTROL"
 )
+NOTHING = "no row of this split has what this audit needs."
 
 
 class Models(NamedTuple):
@@ -91,7 +91,8 @@ def applies(audit: catalog.Audit, split: Split) -> bool:
     if "scored_wrong" in audit.needs:
         return any(getattr(row, "perturbed_answer", ()) for row in split.rows)
     if audit.name in ("verbatim_rouge", "knowledge_rouge"):
-        return any((row.text is None) == (audit.name == "knowledge_rouge") for row in split.rows)
+        whole = [getattr(row, "text", None) is not None for row in split.rows]
+        return any(is_text == (audit.name == "verbatim_rouge") for is_text in whole)
     return True
 
 
@@ -224,9 +225,7 @@ class Audit:
     def per_row(self, name: str, split: str, model: ModelName) -> PerRow:
         """A row-by-row audit's values. UsageError when the model has no such split or cannot give what is needed."""
         audit, view = catalog.audits()[name], self._seen_by(split, model)
-        for need, capability in (("scored", "score"), ("answers", "respond")):
-            if need in audit.needs:
-                require(view.evidence.handle, capability, f"audit '{name}'")
+        view.require(audit.needs, f"audit '{name}'")
         function = getattr(importlib.import_module(audit.module), name)
         values: PerRow = function(**{need: view.offer(split, need) for need in audit.needs})
         return values
@@ -243,6 +242,8 @@ class Audit:
             raise UsageError("the control is what the others are compared with.")
         quality = aggregates.forget_quality(view, other, split, split)
         distance = quality.distance
+        if quality.p is None:
+            raise UsageError(NOTHING)
         return {
             "value": quality.p, "n": distance.n, "entities": distance.entities, "unit": "p-value",
             "details": {"ks_distance": distance.value, "ks_low": distance.low, "ks_high": distance.high},
@@ -256,6 +257,6 @@ class Audit:
 
 def _measured(interval: Interval) -> dict[str, Any]:
     if interval.value is None:
-        raise UsageError("no row of this split has what this audit needs.")
+        raise UsageError(NOTHING)
     fields = {"value": interval.value, "low": interval.low, "high": interval.high}
     return fields | {"n": interval.n, "entities": interval.entities}

@@ -5,10 +5,11 @@ Every teacher-forced number is arithmetic on one cached pass per row; every text
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from expunge.artifact.evidence import Evidence, conversation
+from expunge.artifact.handle import require
 from expunge.metrics.conventions import Conventions
 from expunge.records import Row, Scored
 
@@ -26,6 +27,10 @@ OFFERED = {
 }
 
 
+CAPABILITY = {"scored": "score", "scored_correct": "score", "scored_wrong": "score", "answers": "respond"}
+"""What a handle must be able to do for an offer."""
+
+
 class Split(NamedTuple):
     """Rows to audit. `forgets`: whether they are what was to be forgotten."""
 
@@ -39,6 +44,15 @@ class View:
 
     def __init__(self, evidence: Evidence, splits: Mapping[str, Split], conventions: Conventions) -> None:
         self.evidence, self.splits, self.conventions = evidence, splits, conventions
+
+    def gives(self, name: str) -> bool:
+        """Whether the model can do what an offer takes."""
+        return CAPABILITY.get(name) in (None, *self.evidence.handle.capabilities)
+
+    def require(self, names: Iterable[str], who: str) -> None:
+        """UsageError, naming what the model can do, when it cannot give one of the offers."""
+        for name in (n for n in names if n in CAPABILITY):
+            require(self.evidence.handle, CAPABILITY[name], who)
 
     def offer(self, split: str, name: str) -> Any:
         """What is offered under `name` (see OFFERED), one entry per row of the split."""
@@ -59,15 +73,17 @@ class View:
             case _:
                 return self.conventions
 
-    def _wrong(self, rows: Sequence[Row]) -> list[list[Scored]]:
-        flat = iter(self.evidence.scored([w for row in rows for w in wrong(row)]))
-        return [[next(flat) for _ in row.perturbed_answer] for row in rows]
+    def _wrong(self, rows: Sequence[Any]) -> list[list[Scored]]:
+        others = [wrong(row) for row in rows]
+        flat = iter(self.evidence.scored([w for some in others for w in some]))
+        return [[next(flat) for _ in some] for some in others]
 
     def gather(self, needs: Mapping[str, set[str]]) -> None:
         """Computes all evidence that audits will read: one sorted pass of scores and one of answers for all splits.
 
-        needs: names of OFFERED by split.
+        needs: names of OFFERED by split; what the model cannot give is left to the audits to say.
         """
+        needs = {split: {n for n in names if self.gives(n)} for split, names in needs.items()}
         to_score = [row for split, names in needs.items() for row in self._to_score(split, names)]
         asked = [split for split, names in needs.items() if "answers" in names]
         if to_score:
@@ -97,14 +113,15 @@ def with_answer(row: Row, answer: str) -> Row:
     return row.model_copy(update={"answer": answer})
 
 
-def correct(row: Row) -> Row:
+def correct(row: Any) -> Any:
     """The row with its paraphrased answer, when it has one: true and false answers are compared in the same form."""
-    return with_answer(row, row.paraphrased_answer) if row.paraphrased_answer else row
+    answer = getattr(row, "paraphrased_answer", None)
+    return with_answer(row, answer) if answer else row
 
 
-def wrong(row: Row) -> list[Row]:
-    """The row with each of its perturbed answers."""
-    return [with_answer(row, answer) for answer in row.perturbed_answer]
+def wrong(row: Any) -> list[Row]:
+    """The row with each of its perturbed answers; a row that can have none has none."""
+    return [with_answer(row, answer) for answer in getattr(row, "perturbed_answer", ())]
 
 
 def paraphrased(rows: Sequence[Row]) -> tuple[Row, ...]:
