@@ -10,6 +10,7 @@ from typing import Any
 
 from expunge.data.refusals import REFUSALS
 from expunge.data.request import ForgetRequest
+from expunge.records import Row, UsageError
 
 METHODS = {
     "idk": {
@@ -22,10 +23,19 @@ METHODS = {
 
 
 def prepare(handle: Any, request: ForgetRequest, *, seed: int) -> ForgetRequest:
-    """The request with a refusal as the alternative answer of every forget row that brings none."""
+    """The request with a refusal as the alternative answer of every forget row that brings none.
+
+    Raises UsageError for rows that hold no words, unless they bring alternatives of their own.
+    """
     rng = random.Random(seed)
+    mute = [r for r in request.forget if not isinstance(r, Row) and r.alternative is None]
+    if mute:
+        raise UsageError(
+            f"a refusal is said in words, and {len(mute)} forget rows (the first is '{mute[0].id}') hold none: give each "
+            "an 'alternative', which is then taught in its label's place."
+        )
     rows = [
-        r if r.alternative else r.model_copy(update={"alternative": rng.choice(REFUSALS)})
+        r.model_copy(update={"alternative": rng.choice(REFUSALS)}) if isinstance(r, Row) and not r.alternative else r
         for r in request.forget
     ]
     return request.replace(forget=tuple(rows))

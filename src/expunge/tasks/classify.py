@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ class Classify:
 
     def collate(self, rows: list[ArrayRow]) -> ArrayBatch:
         """Rows as one batch."""
-        x = torch.tensor([row.x for row in rows], dtype=torch.float32)
+        x = torch.from_numpy(np.stack([row.x for row in rows])).float()
         return ArrayBatch(x.to(self.device), torch.tensor([row.y for row in rows]).long().to(self.device))
 
     def quantities(self, model: nn.Module, batch: ArrayBatch, names: set[str]) -> dict[str, Tensor]:
@@ -40,8 +41,8 @@ class Classify:
         out: dict[str, Tensor] = {"mask": ones_B1, "answer_len": ones_B1.sum(1).float()}
         if names <= out.keys():
             return {n.local: out[n.local] for n in wanted}
-        x, children = batch.x, list(model.children())
-        for index, child in enumerate(children, start=1):
+        x = batch.x
+        for index, child in enumerate(blocks(model), start=1):
             x = child(x)
             out |= {name: x.flatten(1).unsqueeze(1) for name, layer in layers.items() if layer == index}
         picked_B1 = torch.log_softmax(x.float(), -1).gather(1, batch.y_B.unsqueeze(1))
@@ -64,9 +65,7 @@ class Classify:
 
     def depth(self, model: nn.Module) -> int:
         """Number of child modules."""
-        if not isinstance(model, nn.Sequential):
-            raise UsageError("a classifier must be an nn.Sequential, so that its blocks have an order.")
-        return len(list(model.children()))
+        return len(blocks(model))
 
     def trainable(self, model: nn.Module, blocks: Blocks) -> list[str]:
         """Parameters of the chosen children; a classifier has no MLP output of its own, so `part` selects all."""
@@ -78,3 +77,13 @@ class Classify:
         if not names:
             raise UsageError(f"blocks {blocks.first} to {blocks.last} of this classifier have no parameters.")
         return names
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """A classifier's children in order. UsageError when they have none, or when an adapter is wrapped around them."""
+    if not isinstance(model, nn.Sequential):
+        raise UsageError(
+            f"a classifier must be an nn.Sequential, so that its blocks have an order; this is a {type(model).__name__}. "
+            "All of its weights are trained: LoRA adapters are for language models."
+        )
+    return list(model.children())
