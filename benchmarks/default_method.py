@@ -1,0 +1,110 @@
+"""The sweep behind `expunge run`'s default: methods and settings on the built-in world, judged against the control.
+
+A setting qualifies when it keeps at least 95 % of the original's answer recall on retain, on retain with paraphrased
+questions and on neighbours. Among those, the one closest to the control wins: the mean over answer recall (plain and
+paraphrased), extraction strength, answer probability of |unlearned - control| / |original - control|, and the KS
+distance of truth ratios. The finalists run on three worlds.
+
+    python benchmarks/default_method.py --json docs/default-method.json   # then: python docs/make_tables.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from expunge.artifact.opening import versions
+from expunge.pipeline import recipes
+from expunge.pipeline import run as job
+
+BASE = {"steps": 80, "batch_size": 20, "micro_batch": 40, "max_new_tokens": 24, "batch_audit": 128}
+GRID: list[dict[str, Any]] = [
+    *({"method": "npo", "lr": lr, "forget.beta": b} for lr in (3e-4, 5e-4, 1e-3) for b in (0.1, 0.3, 1.0)),
+    *({"method": "simnpo", "lr": lr, "forget.beta": b} for lr in (5e-4, 1e-3) for b in (1.5, 2.5)),
+    *({"method": "graddiff", "lr": lr, "retain.weight": 3.0} for lr in (2e-4, 5e-4)),
+    *({"method": "kl", "lr": lr, "retain.weight": 3.0} for lr in (2e-4, 5e-4)),
+    *({"method": "rmu", "lr": 1e-3, "forget.layer": "1", "forget.coeff": c, "retain.weight": 5.0} for c in (3.0, 6.5)),
+    {"method": "idk", "lr": 5e-4},
+    {"method": "ga", "lr": 2e-4},
+]
+KEPT = ("retain", "retain_paraphrased", "neighbours")
+KNOWN = (
+    ("rouge_l_recall", "forget"), ("rouge_l_recall", "forget_paraphrased"), ("extraction_strength", "forget"),
+    ("probability", "forget"),
+)  # fmt: skip
+FLOOR, FINALISTS, WORLDS = 0.95, 3, (0, 1, 2)
+
+
+def measure(setting: dict[str, Any], world: int, folder: Path) -> dict[str, Any]:
+    """Runs one setting on one world; its values and its two judgements, `kept` and `distance`."""
+    name = "-".join(str(v) for v in setting.values()) + f"-{world}"
+    config = recipes.configure({}, {**BASE, **setting, "world_seed": world, "out": str(folder / name)})
+    began = time.perf_counter()
+    try:
+        results = job.run(config, lambda *_: None).results
+    except job.BrokenRunError as error:
+        return {**setting, "world": world, "broke": str(error)}
+    value = {(r.audit, r.split, r.model): r for r in results if r.status == "ok"}
+
+    def of(audit: str, split: str, model: str = "unlearned") -> float:
+        return float(value[audit, split, model].value or 0.0)  # type: ignore[index]
+
+    kept = min(of("rouge_l_recall", s) / of("rouge_l_recall", s, "original") for s in KEPT)
+    ks = float(value["forget_quality", "forget", "unlearned"].details["ks_distance"])  # type: ignore[index]
+    gaps = [abs(of(a, s) - of(a, s, "control")) / abs(of(a, s, "original") - of(a, s, "control")) for a, s in KNOWN]
+    return {
+        **setting, "world": world, "seconds": time.perf_counter() - began, "kept": kept, "ks_distance": ks,
+        "distance": (sum(gaps) + ks) / (len(gaps) + 1),
+        "values": {f"{a}/{s}": of(a, s) for a, s in KNOWN} | {f"rouge_l_recall/{s}": of("rouge_l_recall", s) for s in KEPT}
+        | {"answer_words/forget": of("answer_words", "forget")},
+        "control": {f"{a}/{s}": of(a, s, "control") for a, s in KNOWN}
+        | {"answer_words/forget": of("answer_words", "forget", "control")},
+    }  # fmt: skip
+
+
+def sweep(grid: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """The whole grid on world 0, the finalists on all worlds."""
+    rows = []
+    for setting in grid:
+        rows.append(measure(setting, 0, folder))
+        print(line(rows[-1]), file=sys.stderr, flush=True)
+    good = sorted((r for r in rows if r.get("kept", 0) >= FLOOR), key=lambda r: r["distance"])[:FINALISTS]
+    finals = []
+    for row in good:
+        setting = next(s for s in grid if all(row[k] == v for k, v in s.items()))
+        finals.append([row, *(measure(setting, world, folder) for world in WORLDS[1:])])
+        for run in finals[-1]:
+            print(line(run), file=sys.stderr, flush=True)
+    return {"base": BASE, "floor": FLOOR, "grid": rows, "finals": finals, "versions": versions(), "machine": job.machine()}
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the sweep, for the terminal."""
+    setting = {k: v for k, v in row.items() if k in ("method", "lr") or "." in k}
+    if "broke" in row:
+        return f"{setting} world {row['world']}: broke"
+    return f"{setting} world {row['world']}: kept {row['kept']:.3f} distance {row['distance']:.3f} KS {row['ks_distance']:.3f}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="two settings on one world, to see that it works")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = sweep(GRID[4:5] if args.quick else GRID, Path(folder))
+    text = json.dumps(found, indent=1)
+    if args.json:
+        args.json.write_text(text + "\n", encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
