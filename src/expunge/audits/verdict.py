@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from expunge.records import AuditResult, ModelName, Verdict
@@ -12,7 +13,7 @@ BEHAVIOUR = (
 )  # fmt: skip
 UTILITY = (("rouge_l_recall", "retain"), ("extraction_strength", "retain"))
 FEW_ENTITIES = 10
-KNOWN, GONE, RUINED, BEYOND = 0.5, 0.2, 0.5, -0.2
+KNOWN, GONE, RUINED = 0.5, 0.2, 0.5
 
 
 class Table:
@@ -85,24 +86,45 @@ def verdict(results: Sequence[AuditResult], intention: str, earlier: Sequence[st
         return Verdict(name="mixed", evidence=evidence, sentence=(
             f"Part of it still shows: up to {worst:.0%} of the way from a model that never knew (0%) to the original "
             f"(100%).{_keeps(kept)}"))  # fmt: skip
-    return Verdict(
-        name="inconclusive", evidence=evidence, sentence=_quiet(min(indices.values()), kept, intention)
-    )
+    return Verdict(name="inconclusive", evidence=evidence, sentence=_quiet(_tells(table), kept, intention))
 
 
-def _quiet(least: float, kept: float | None, intention: str) -> str:
+TELLS = (
+    ("probability", "the probability of the forgotten answers"), ("truth_probability", "its taste for the truth"),
+    ("fluency", "how varied its answers are"), ("answer_words", "how many words it answers with"),
+)  # fmt: skip
+
+
+def _tells(table: Table) -> list[str]:
+    """By what the unlearned model can be told from one that never knew: a KS test, intervals that do not meet."""
+    found = []
+    quality = table.get("forget_quality", "forget", "unlearned")
+    if quality is not None and quality.value is not None and quality.value < 0.01:
+        distance = quality.details.get("ks_distance", math.nan)
+        found.append(f"how its truth ratios are spread (KS distance {distance:.2f}, p = {quality.value:.0e})")
+    for audit, words in TELLS:
+        ours, control = table.get(audit, "forget", "unlearned"), table.get(audit, "forget", "control")
+        if ours and control and _apart(ours, control):
+            found.append(f"{words} ({ours.value:.2g}, where that model has {control.value:.2g})")
+    return found
+
+
+def _apart(a: AuditResult, b: AuditResult) -> bool:
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return False
+    return a.low > b.high or b.low > a.high
+
+
+def _quiet(tells: list[str], kept: float | None, intention: str) -> str:
     """Plain questions find nothing: say what that does and does not mean."""
     hidden = (
         "The method teaches the model not to say it, so the knowledge is expected to be inside still."
         if intention == "suppression"
         else "Whether the knowledge is gone or only hidden was not tested."
     )
-    beyond = (
-        " It goes beyond that model on some measures, which can itself give away what was removed."
-        if least < BEYOND
-        else ""
-    )
-    return f"Asked plainly, the model answers like one that never knew.{beyond}{_keeps(kept)} {hidden}"
+    told = f" It can still be told from such a model by {'; by '.join(tells)}." if tells else ""
+    plain = "Asked plainly, the model gives away no more of the answers than one that never knew."
+    return f"{plain}{told}{_keeps(kept)} {hidden}"
 
 
 def _keeps(kept: float | None) -> str:
