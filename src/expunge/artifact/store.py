@@ -45,20 +45,21 @@ def spoken_io(path: Path) -> Iterator[None]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one step: a reader sees the old content or the new, never a part."""
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file in one step: a reader sees the old content or the new, never a part. Lone surrogates become `?`."""
     with spoken_io(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        building = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with building.open("wb") as file:
+                file.write(text.encode("utf-8", "replace"))
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(path)
+            building.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            building.unlink(missing_ok=True)
             raise
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:

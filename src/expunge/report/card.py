@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from expunge.artifact.store import write_text
 from expunge.report import names, table
-from expunge.report.files import write_whole
 from expunge.report.page import asked, limits, no_control
 from expunge.report.source import Run, read_run
 
@@ -17,7 +17,7 @@ def write_card(run: Path) -> Path:
     Forget text is never in it. Raises what `read_run` raises.
     """
     run = Path(run)
-    return write_whole(run / "artifact" / "README.md", card_text(read_run(run)))
+    return write_text(run / "artifact" / "README.md", card_text(read_run(run)))
 
 
 def card_text(run: Run) -> str:

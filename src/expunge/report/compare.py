@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expunge.artifact.store import write_text
 from expunge.records import AuditResult, UsageError
 from expunge.report import figures, names, table
-from expunge.report.files import write_whole
 from expunge.report.page import describe, render
 from expunge.report.source import Run, read_run
 
@@ -68,7 +68,7 @@ def compare_page(runs: Sequence[Path], out: Path) -> Path:
             (label, r.verdict.sentence) for label, r in zip(_labels(read), read, strict=True) if r.verdict
         ],
     }
-    return write_whole(Path(out), render("compare.html", context))
+    return write_text(Path(out), render("compare.html", context))
 
 
 def compare_table(runs: Sequence[Path]) -> Table:

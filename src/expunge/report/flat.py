@@ -7,8 +7,8 @@ import io
 import json
 from pathlib import Path
 
+from expunge.artifact.store import write_text
 from expunge.records import AuditResult
-from expunge.report.files import write_whole
 from expunge.report.source import read_run
 
 COLUMNS = tuple(name for name in AuditResult.model_fields)
@@ -27,7 +27,7 @@ def write_csv(run: Path) -> Path:
     writer.writerow(COLUMNS)
     for result in read_run(Path(run)).results:
         writer.writerow([_field(result, name) for name in COLUMNS])
-    return write_whole(Path(run) / "results.csv", out.getvalue())
+    return write_text(Path(run) / "results.csv", out.getvalue())
 
 
 def _field(result: AuditResult, name: str) -> str | int | float | None:

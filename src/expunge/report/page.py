@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from expunge.artifact.store import write_text
 from expunge.records import AuditResult
 from expunge.report import figures, names, table
-from expunge.report.files import write_whole
 from expunge.report.source import Example, Run, read_run
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def write_report(run: Path) -> Path:
     Raises AbsentError when there are no results, UsageError when a file cannot be read.
     """
     run = Path(run)
-    return write_whole(run / "report.html", report_html(read_run(run)))
+    return write_text(run / "report.html", report_html(read_run(run)))
 
 
 def report_html(run: Run) -> str:
