@@ -6,13 +6,16 @@ and generation would start from a prompt that scoring never saw.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from expunge.records import Row, UsageError
 
 PLAIN = "Question: {question}\nAnswer:\n{answer}"
+PROBE = "\ue000probe\ue001"  # stands in an answer's place; private-use characters occur in no text
 
 
 class Encoded(NamedTuple):
@@ -102,11 +105,7 @@ class Codec:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             return str(text), False
         before = (self.template or PLAIN).split("{answer}")[0]
-        asked = [m for m in messages if m["role"] == "user"]
-        if len(messages) > 1:
-            turns = "\n".join(m["content"] for m in messages[:-1])
-            return before.replace("{question}", turns + "\n" + messages[-1]["content"]), True
-        return before.replace("{question}", asked[-1]["content"]), True
+        return before.replace("{question}", "\n".join(m["content"] for m in messages)), True
 
     def render(self, row: Row) -> tuple[str, int, int, bool]:
         """Whole text, the answer's first and last character + 1, and whether to add the tokenizer's specials."""
@@ -116,19 +115,29 @@ class Codec:
             {"role": "user", "content": row.question or ""},
             {"role": "assistant", "content": row.answer or ""},
         ]
-        prompt, special = self._render(messages[:-1])
         answer = messages[-1]["content"]
-        if not self.chat:
-            return prompt + answer, len(prompt), len(prompt) + len(answer), special
-        full = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
-        # Templates may trim the answer or add a block (an empty reasoning turn) that the bare prompt has not.
-        start = full.find(answer, len(prompt)) if full.startswith(prompt) else full.rfind(answer)
-        if start < 0:
-            answer = answer.strip()
-            start = full.rfind(answer)
-        if start < 0:
+        if self.chat:
+            return *self._render_chat(messages[:-1], answer), False
+        prompt, special = self._render(messages[:-1])
+        return prompt + answer, len(prompt), len(prompt) + len(answer), special
+
+    def _render_chat(self, asked: list[dict[str, str]], answer: str) -> tuple[str, int, int]:
+        """Whole text and the answer's place, found by printing another answer there: templates may trim the answer,
+        or put a block (an empty reasoning turn) before it, in which a short answer would be found too."""
+        full, probe = (
+            str(
+                self.tokenizer.apply_chat_template(
+                    [*asked, {"role": "assistant", "content": x}], tokenize=False
+                )
+            )
+            for x in (answer, PROBE)
+        )
+        before, found, behind = probe.partition(PROBE)
+        start, end = len(before), len(full) - len(behind)
+        fits = found and full.startswith(before) and full.endswith(behind)
+        if not fits or full[start:end].strip() != answer.strip():
             raise UsageError("the chat template does not print the answer as it is; pass --template.")
-        return full, start, start + len(answer), False
+        return full, start, end
 
 
 @lru_cache(maxsize=65536)
@@ -136,38 +145,72 @@ def _encode(codec: Codec, row: Row) -> Encoded:
     text, start, end, special = codec.render(row)
     out = codec.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
     ids, spans = list(out["input_ids"]), list(out["offset_mapping"])
-    scored = [i for i, (a, b) in enumerate(spans) if i > 0 and b > start and a < end and b > a]
-    eos_ids = codec.end_ids(None)
-    if not scored:
+    # A prompt is given without its last spaces (see `conversation`), so what they become is the model's to say.
+    start = len(text[:start].rstrip(" "))
+    inside = [i for i, (a, b) in enumerate(spans) if i > 0 and b > start and a < end]
+    if not inside:
         raise UsageError(f"row '{row.id}' has no token to score: its answer is empty after tokenisation.")
-    # One end-of-answer token is scored; whatever a chat template prints behind it is certain and would inflate scores.
-    ids = ids[: scored[-1] + 2] if codec.chat and row.text is None else ids[: scored[-1] + 1]
-    if row.text is None and len(ids) == scored[-1] + 1 and eos_ids:
-        ids.append(eos_ids[0])
-    eos = row.text is None and len(ids) == scored[-1] + 2
-    if eos:
-        scored.append(len(ids) - 1)
+    first, last = inside[0], inside[-1]
+    ids = ids[: last + 1] if row.text is not None else _ended(codec, ids, last)
+    eos = row.text is None and len(ids) > last + 1
     if codec.max_length and len(ids) > codec.max_length:
         raise UsageError(
             f"row '{row.id}' has {len(ids)} tokens; the model takes {codec.max_length}. Shorten it, or give long "
             "documents as 'text' rows, which are split into windows."
         )
-    return Encoded(tuple(ids), tuple(scored), eos)
+    return Encoded(tuple(ids), tuple(range(first, len(ids))), eos)
+
+
+def _ended(codec: Codec, ids: list[int], last: int) -> list[int]:
+    """Ids up to one end-of-answer token behind the answer's `last`: the first special token that a chat template
+    prints there (a space may stand before it), else the tokenizer's. What a template prints behind it is certain
+    and would inflate scores."""
+    behind = ids[last + 1 :] if codec.chat else []
+    if not behind:
+        return ids[: last + 1] + codec.end_ids(None)[:1]
+    special = set(codec.tokenizer.all_special_ids)
+    return ids[: last + 2 + next((i for i, token in enumerate(behind) if token in special), 0)]
 
 
 def windows(codec: Codec, row: Row) -> list[Row]:
-    """A `text` row longer than the model as consecutive rows of the same entity; any other row as it is."""
+    """A `text` row longer than the model as consecutive rows of the same entity; any other row as it is.
+
+    Every character stands in exactly one window, and windows are about equally long.
+    """
     if row.text is None or not codec.max_length:
         return [row]
-    out = codec.tokenizer(row.text, return_offsets_mapping=True)
-    spans = [s for s in out["offset_mapping"] if s[1] > s[0]]
-    room = codec.max_length - (len(out["input_ids"]) - len(spans)) - 2
-    if len(spans) <= room:
+    text, entity = row.text, row.entity or row.id
+    pieces = _pieces(codec, text, codec.max_length)
+    if len(pieces) == 1:
         return [row]
-    entity = row.entity or row.id
-    pieces = [(spans[i][0], spans[min(i + room, len(spans)) - 1][1]) for i in range(0, len(spans), room)]
     return [
-        row.model_copy(update={"text": row.text[a:b], "id": f"{row.id}#{k}", "entity": entity})
-        for k, (a, b) in enumerate(pieces)
-        if row.text[a:b].strip()
+        row.model_copy(update={"text": t, "id": f"{row.id}#{k}", "entity": entity})
+        for k, t in enumerate(pieces)
     ]
+
+
+def _pieces(codec: Codec, text: str, most: int) -> list[str]:
+    """The text cut between characters into pieces of at most `most` tokens each, wherever that is possible."""
+    out = codec.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    if len(out["input_ids"]) <= most or len(text) < 2:
+        return [text]
+    added = out["special_tokens_mask"]
+    spans = [span for span, special in zip(out["offset_mapping"], added, strict=True) if not special]
+    # Two to spare: a piece's first word may fall into more tokens without the space before it.
+    count = max(2, math.ceil(len(spans) / max(1, most - 2 - sum(added))))
+    ends = [k for j in range(1, count) if (k := j * len(spans) // count)]
+    cuts = sorted({0, len(text), *(min(spans[k - 1][1], spans[k][0]) for k in ends)})
+    if len(cuts) == 2:
+        cuts.insert(1, len(text) // 2)
+    return _joined([piece for a, b in pairwise(cuts) for piece in _pieces(codec, text[a:b], most)])
+
+
+def _joined(pieces: list[str]) -> list[str]:
+    """Pieces without any word joined to the one before (the first to the next): a row of blanks is none."""
+    out: list[str] = []
+    for piece in pieces:
+        if out and not (piece.strip() and out[-1].strip()):
+            out[-1] += piece
+        else:
+            out.append(piece)
+    return out
