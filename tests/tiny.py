@@ -30,7 +30,9 @@ def tokenizer(
 
     raw = Tokenizer(models.BPE(unk_token="<pad>" if metaspace else None, byte_fallback=False))
     if metaspace:
-        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        raw.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Metaspace(prepend_scheme="first")]
+        )
         raw.decoder = decoders.Metaspace()
         alphabet = sorted(set("".join(CORPUS)) | set("▁\nabcdefghijklmnopqrstuvwxyz0123456789.,:;?!'#"))
     else:
