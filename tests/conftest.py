@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 DATA = Path(os.environ.get("EXPUNGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -22,3 +23,7 @@ def shared() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+# Shapes that annotations state are checked while tests run, and cost nothing elsewhere.
+install_import_hook(["expunge.objectives"], "beartype.beartype")

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA = 1
+CONTROL_COMMAND = "expunge control --base BASE --forget F.jsonl --retain R.jsonl --out CONTROL"
 
 
 # --- errors, grouped by what the person can do -------------------------------------------------------------------

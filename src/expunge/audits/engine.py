@@ -18,13 +18,22 @@ from expunge.audits.view import PerRow, Split, View, paraphrased
 from expunge.data.request import ForgetRequest, fingerprint
 from expunge.metrics.conventions import Conventions
 from expunge.metrics.statistics import Interval, entity_bootstrap
-from expunge.records import AuditResult, Direction, ExpungeError, ModelName, Row, UsageError, digest, nearest
+from expunge.records import (
+    CONTROL_COMMAND,
+    AuditResult,
+    Direction,
+    ExpungeError,
+    ModelName,
+    Row,
+    UsageError,
+    digest,
+    nearest,
+)
 
 AUDITS_VERSION = 1  # raised when a metric changes its meaning, so that old results are not reused
 ROWS_PER_SPLIT = 400
 NO_CONTROL = (
-    "no control that never knew the forget rows. Make one: expunge control --base BASE --forget F.jsonl "
-    "--retain R.jsonl --out CONTROL, then pass --control CONTROL"
+    f"no control that never knew the forget rows. Make one: {CONTROL_COMMAND}, then pass --control CONTROL"
 )
 NOTHING = "no row of this split has what this audit needs."
 

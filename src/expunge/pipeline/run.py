@@ -27,7 +27,18 @@ from expunge.methods.terms import Term, bind, settings
 from expunge.metrics.conventions import conventions
 from expunge.pipeline import gates, recipes
 from expunge.pipeline.resolve import Sources, Tell, check_vocabulary, resolve
-from expunge.records import AuditResult, Manifest, Parent, Row, RunConfig, Served, UsageError, Verdict, digest
+from expunge.records import (
+    CONTROL_COMMAND,
+    AuditResult,
+    Manifest,
+    Parent,
+    Row,
+    RunConfig,
+    Served,
+    UsageError,
+    Verdict,
+    digest,
+)
 from expunge.report import card, flat, page
 from expunge.tasks.causal_lm import CausalLM, width
 
@@ -295,7 +306,7 @@ def unseen(sources: Sources, splits: dict[str, Any]) -> dict[str, str]:
         if not split.name.endswith("_paraphrased") and not control.knows_none_of(rows):
             out[split.name] = out[f"{split.name}_paraphrased"] = (
                 f"the control {control.path} was not made without these rows. Make one that never saw them: "
-                "expunge control --base BASE --forget F.jsonl --retain R.jsonl --out CONTROL, then pass --control CONTROL"
+                f"{CONTROL_COMMAND}, then pass --control CONTROL"
             )
     return out
 

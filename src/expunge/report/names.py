@@ -18,7 +18,6 @@ NO_ATTACKS = (
     "This version of expunge runs no attacks, so this report says what the model shows when it is asked, "
     "not that the knowledge is gone from its weights."
 )
-CONTROL_COMMAND = "expunge control --base BASE --forget F.jsonl --retain R.jsonl --out CONTROL"
 
 
 class Metric(NamedTuple):

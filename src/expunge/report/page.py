@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from expunge.artifact.store import write_text
-from expunge.records import AuditResult
+from expunge.records import CONTROL_COMMAND, AuditResult
 from expunge.report import figures, names, table
 from expunge.report.source import Example, Run, read_run
 
@@ -175,7 +175,7 @@ def no_control(run: Run) -> str:
         return f"Nothing here can be compared with a model that never knew: {told[0].rstrip('.')}."
     return (
         "Nothing here can be compared with a model that never knew. "
-        f"Make one: {names.CONTROL_COMMAND}, then pass --control CONTROL."
+        f"Make one: {CONTROL_COMMAND}, then pass --control CONTROL."
     )
 
 
