@@ -7,18 +7,20 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
+from expunge.artifact.handle import Handle
 from expunge.artifact.model import ModelHandle, merged
 from expunge.artifact.store import weights_digest, whole_directory, write_json
 from expunge.data.text import Codec
 from expunge.records import AbsentError, Manifest, UsageError, digest
 
 MANIFEST = "artifact.json"
+AnyHandle = TypeVar("AnyHandle", bound=Handle)
 
 
 def device() -> torch.device:
@@ -27,10 +29,18 @@ def device() -> torch.device:
 
 
 def open_handle(where: str | Path, *, template: str | None = None, batch_size: int = 64) -> ModelHandle:
-    """Opens a run directory, an artifact, a model directory or a hub id.
+    """Opens a language model: a run directory, an artifact, a model directory or a hub id.
 
     Raises AbsentError when there is no such thing and UsageError when it is not a language model with safetensors.
     """
+    handle = open_any(where, template=template, batch_size=batch_size)
+    if not isinstance(handle, ModelHandle):
+        raise UsageError(f"{where} is a {handle.manifest.family}; this needs a language model.")
+    return handle
+
+
+def open_any(where: str | Path, *, template: str | None = None, batch_size: int = 64) -> Handle:
+    """Opens an artifact of whatever kind, or a language model; raises as `open_handle` does."""
     folder = artifact_folder(where)
     if folder and (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
@@ -121,10 +131,16 @@ def _whole(folder: Path, manifest: Manifest, template: str | None, batch_size: i
 
 
 def _parent(manifest: Manifest, template: str | None, batch_size: int) -> Callable[[], ModelHandle]:
-    def opened() -> ModelHandle:
+    return opened_parent(manifest, lambda path: open_handle(path, template=template, batch_size=batch_size))
+
+
+def opened_parent(manifest: Manifest, opening: Callable[[str], AnyHandle]) -> Callable[[], AnyHandle]:
+    """Opens the parent that a manifest names, by `opening`; UsageError when it is not the same any more."""
+
+    def opened() -> AnyHandle:
         if manifest.parent is None:
             raise UsageError("this artifact names no parent.")
-        handle = open_handle(manifest.parent.path, template=template, batch_size=batch_size)
+        handle = opening(manifest.parent.path)
         if handle.manifest.digest != manifest.parent.digest:
             raise UsageError(
                 f"the parent {manifest.parent.path} has changed since this artifact was made (digest "
@@ -157,7 +173,15 @@ def _open_adapter(folder: Path, manifest: Manifest, template: str | None, batch_
     )
 
 
-KINDS = {"model": _open_model, "control": _open_model, "adapter": _open_adapter}
+def _open_classifier(folder: Path, manifest: Manifest, template: str | None, batch_size: int) -> Handle:
+    from expunge.artifact.classifier import open_classifier  # which imports this file
+
+    return open_classifier(folder, manifest, batch_size)
+
+
+KINDS: dict[str, Callable[[Path, Manifest, str | None, int], Handle]] = {
+    "model": _open_model, "control": _open_model, "adapter": _open_adapter, "classifier": _open_classifier,
+}  # fmt: skip
 
 
 def versions() -> dict[str, str]:

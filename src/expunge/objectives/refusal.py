@@ -31,7 +31,7 @@ def prepare(handle: Any, request: ForgetRequest, *, seed: int) -> ForgetRequest:
     mute = [r for r in request.forget if not isinstance(r, Row) and r.alternative is None]
     if mute:
         raise UsageError(
-            f"a refusal is said in words, and {len(mute)} forget rows (the first is '{mute[0].id}') hold none: give each "
+            f"a refusal is said in words, and {len(mute)} forget rows (first: '{mute[0].id}') hold none: give each "
             "an 'alternative', which is then taught in its label's place."
         )
     rows = [

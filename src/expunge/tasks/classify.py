@@ -83,7 +83,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     """A classifier's children in order. UsageError when they have none, or when an adapter is wrapped around them."""
     if not isinstance(model, nn.Sequential):
         raise UsageError(
-            f"a classifier must be an nn.Sequential, so that its blocks have an order; this is a {type(model).__name__}. "
+            f"a classifier must be an nn.Sequential, so that its blocks have an order, not a {type(model).__name__}. "
             "All of its weights are trained: LoRA adapters are for language models."
         )
     return list(model.children())
