@@ -73,6 +73,10 @@ class Evidence:
             return digest(row.question, row.answer, row.text, said, self._template)
         return digest(row.x.tobytes(), row.y)
 
+    def release(self) -> None:
+        """Lets the handle give its memory back, when it can: models are audited one after another."""
+        getattr(self.handle, "release", lambda: None)()
+
     def purge(self, rows: Sequence[Any], conversations: Sequence[Conversation]) -> int:
         """Erases what is kept about rows and conversations; returns how many entries there were."""
         scores = self._scores.forget({self.key(row) for row in rows})

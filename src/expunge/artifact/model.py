@@ -44,6 +44,11 @@ class ModelHandle:
         """The family's task on the model's device."""
         return CausalLM(self.codec, next(self.weights.parameters()).device)
 
+    def release(self) -> None:
+        """Gives the weights' memory back; they are loaded again when next needed."""
+        self.__dict__.pop("weights", None)
+        self.__dict__.pop("task", None)
+
     def respond(
         self,
         conversations: Sequence[Conversation],

@@ -148,6 +148,7 @@ class Audit:
         for model, view in self.views.items():
             progress(f"scoring and asking the {model}")
             view.gather({split: wanted for split, wanted in needs.items() if split in view.splits})
+            view.evidence.release()
         results = []
         for name in names:
             for split, model, measure in self._measures(name):
@@ -183,7 +184,7 @@ class Audit:
         began = time.perf_counter()
         known = catalog.audits().get(name)
         fields: dict[str, Any] = {"audit": name, "split": split, "model": model, "key": key,
-                                  "surface": self.surface if model == "unlearned" else "served",
+                                  "surface": self.surface,
                                   "unit": known.unit if known else ""}  # fmt: skip
         fields["direction"] = self._direction(split, name)
         try:

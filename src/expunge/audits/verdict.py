@@ -55,8 +55,24 @@ def recovery(table: Table, audit: str, split: str) -> float | None:
     return None if abs(original - control) <= 3 * error else (unlearned - control) / (original - control)
 
 
-def verdict(results: Sequence[AuditResult], intention: str, earlier: Sequence[str] = ()) -> Verdict:
-    """The verdict on a run, with the measurements that it rests on."""
+def verdict(results: Sequence[AuditResult], intention: str) -> Verdict:
+    """The verdict on a run, with the measurements that it rests on.
+
+    The served surface is judged; what the held surface shows on top of it can only make the verdict worse.
+    """
+    served, held = ([r for r in results if r.surface == s] for s in ("served", "held"))
+    judged = _judge(served or held, intention)
+    found = Table(held if served else [])
+    indices = {(a, s): r for a, s in BEHAVIOUR if (r := recovery(found, a, s)) is not None}
+    if judged.name in ("destroyed", "not unlearned") or not indices or max(indices.values()) <= KNOWN:
+        return judged
+    evidence = tuple(f"{_evidence(found, a, s)} (held surface)" for a, s in indices)
+    return Verdict(name="suppression", evidence=(*judged.evidence, *evidence), sentence=(
+        f"{judged.sentence} But whoever holds the files gets it back: there the model keeps "
+        f"{max(indices.values()):.0%} of the way from one that never knew to the original."))  # fmt: skip
+
+
+def _judge(results: Sequence[AuditResult], intention: str) -> Verdict:
     table = Table(results)
     kept = _kept(table)
     indices = {(a, s): r for a, s in BEHAVIOUR if (r := recovery(table, a, s)) is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from expunge.pipeline.resolve import (
     request_of,
     resolve,
 )
-from expunge.records import RunConfig, UsageError, digest
+from expunge.records import AuditResult, RunConfig, UsageError, digest
 
 Surface = str
 RESET = ("suite", "compat", "max_new_tokens", "batch_audit", "gate")
@@ -73,4 +74,13 @@ def _audited(
 ) -> job.Outcome:
     with job.Phases(run).timed("audit"):
         results = job.audit(config, sources, run, tell, target=str(target), surface=surface)
-    return job.finish(config, sources, run, results, tell, target=target)
+    return job.finish(config, sources, run, [*_other_surface(run, surface), *results], tell, target=target)
+
+
+def _other_surface(run: Path, surface: Surface) -> list[AuditResult]:
+    """What was measured on the other surface stays in the table: it is never hidden."""
+    path = run / "results.json"
+    if not path.exists():
+        return []
+    stored = json.loads(path.read_text(encoding="utf-8"))["results"]
+    return [r for r in (AuditResult.model_validate(row) for row in stored) if r.surface != surface]

@@ -60,7 +60,8 @@ def _names() -> dict[str, str]:
 
 def judge(gates: Sequence[Gate], results: Sequence[AuditResult]) -> list[Outcome]:
     """Holds each gate against the unlearned model's value; what was not measured does not hold."""
-    values = {(r.audit, r.split): r.value for r in results if r.model == "unlearned" and r.status == "ok"}
+    seen = [r for r in results if r.surface == "served"] or list(results)
+    values = {(r.audit, r.split): r.value for r in seen if r.model == "unlearned" and r.status == "ok"}
     out = []
     for gate in gates:
         value = values.get((gate.audit, gate.split))
