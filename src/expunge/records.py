@@ -360,7 +360,7 @@ def read_text(path: str | Path, what: str) -> str:
     """
     path = Path(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except FileNotFoundError:
         raise AbsentError(f"{what}: there is no file {path}.") from None
     except (IsADirectoryError, PermissionError) as error:

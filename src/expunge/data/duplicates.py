@@ -14,8 +14,9 @@ THRESHOLD = 0.8  # Jaccard similarity of word 3-grams of question and answer tog
 
 
 def words(row: Row) -> tuple[str, ...]:
-    """Lower-case words of question, answer or text, punctuation and spacing aside."""
-    return tuple(re.findall(r"\w+", f"{row.prompt()} {row.reference()}".casefold()))
+    """Lower-case words of question, answer or text, punctuation and spacing aside; signs where there is no word."""
+    text = f"{row.prompt()} {row.reference()}".casefold()
+    return tuple(re.findall(r"\w+", text) or text.split())
 
 
 def same_text(a: Row, b: Row) -> bool:

@@ -130,7 +130,8 @@ def _records(text: str, path: str | Path, what: str) -> list[tuple[int, Any]]:
         except json.JSONDecodeError as error:
             raise UsageError(f"{what}: {path} line {error.lineno}: malformed JSON ({error.msg}).") from None
     records = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): strings in JSON may hold other line breaks than this one, such as U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -146,8 +147,8 @@ def _row(record: Any, where: str, number: int) -> Row:
     fields = dict(record)
     if isinstance(fields.get("perturbed_answer"), str):
         fields["perturbed_answer"] = (fields["perturbed_answer"],)
-    fields["id"] = str(fields.get("id") or number)
-    fields["entity"] = str(fields.get("entity") or fields["id"])
+    fields["id"] = _name(fields.get("id"), str(number))
+    fields["entity"] = _name(fields.get("entity"), fields["id"])
     try:
         return Row.model_validate(fields)
     except ValidationError as error:
@@ -155,6 +156,11 @@ def _row(record: Any, where: str, number: int) -> Row:
         name = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{where}: {f'field {name!r}: ' if name else ''}{message}.") from None
+
+
+def _name(given: Any, default: str) -> str:
+    """A name as text; 0 is a name, an empty one is none."""
+    return default if given is None or given == "" else str(given)
 
 
 def write_rows(rows: Iterable[Row]) -> str:
