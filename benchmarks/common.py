@@ -37,8 +37,13 @@ def publish(figures: list[Figure], path: Path | None) -> int:
     print(f"{'figure':24}{'ours':>12}{'plain':>12}{'ratio':>8}  {'unit':12}{'bar':>8}  holds")
     for f in figures:
         ratio = f"{f.plain / f.ours:.2f}" if f.plain and f.ours else ""
-        plain, bar = f"{f.plain:.3f}" if f.plain is not None else "", f"{f.bar:g}" if f.bar is not None else ""
-        print(f"{f.name:24}{f.ours:12.3f}{plain:>12}{ratio:>8}  {f.unit:12}{bar:>8}  {'yes' if f.holds else 'NO'}")
+        plain, bar = (
+            f"{f.plain:.3f}" if f.plain is not None else "",
+            f"{f.bar:g}" if f.bar is not None else "",
+        )
+        print(
+            f"{f.name:24}{f.ours:12.3f}{plain:>12}{ratio:>8}  {f.unit:12}{bar:>8}  {'yes' if f.holds else 'NO'}"
+        )
     if path:
         path.write_text(json.dumps(_record(figures), indent=1) + "\n", encoding="utf-8")
     return 0 if all(f.holds for f in figures) else 1
@@ -46,6 +51,11 @@ def publish(figures: list[Figure], path: Path | None) -> int:
 
 def _record(figures: list[Figure]) -> dict[str, Any]:
     rows = [
-        {**f._asdict(), "ratio": f.plain / f.ours if f.plain and f.ours else None, "holds": f.holds} for f in figures
+        {**f._asdict(), "ratio": f.plain / f.ours if f.plain and f.ours else None, "holds": f.holds}
+        for f in figures
     ]
-    return {"figures": rows, "machine": {**machine(), "processor": platform.machine()}, "versions": versions()}
+    return {
+        "figures": rows,
+        "machine": {**machine(), "processor": platform.machine()},
+        "versions": versions(),
+    }

@@ -28,7 +28,10 @@ GRID: list[dict[str, Any]] = [
     *({"method": "simnpo", "lr": lr, "forget.beta": b} for lr in (5e-4, 1e-3) for b in (1.5, 2.5)),
     *({"method": "graddiff", "lr": lr, "retain.weight": 3.0} for lr in (2e-4, 5e-4)),
     *({"method": "kl", "lr": lr, "retain.weight": 3.0} for lr in (2e-4, 5e-4)),
-    *({"method": "rmu", "lr": 1e-3, "forget.layer": "1", "forget.coeff": c, "retain.weight": 5.0} for c in (3.0, 6.5)),
+    *(
+        {"method": "rmu", "lr": 1e-3, "forget.layer": "1", "forget.coeff": c, "retain.weight": 5.0}
+        for c in (3.0, 6.5)
+    ),
     {"method": "idk", "lr": 5e-4},
     {"method": "ga", "lr": 2e-4},
 ]
@@ -56,7 +59,10 @@ def measure(setting: dict[str, Any], world: int, folder: Path) -> dict[str, Any]
 
     kept = min(of("rouge_l_recall", s) / of("rouge_l_recall", s, "original") for s in KEPT)
     ks = float(value["forget_quality", "forget", "unlearned"].details["ks_distance"])  # type: ignore[index]
-    gaps = [abs(of(a, s) - of(a, s, "control")) / abs(of(a, s, "original") - of(a, s, "control")) for a, s in KNOWN]
+    gaps = [
+        abs(of(a, s) - of(a, s, "control")) / abs(of(a, s, "original") - of(a, s, "control"))
+        for a, s in KNOWN
+    ]
     return {
         **setting, "world": world, "seconds": time.perf_counter() - began, "kept": kept, "ks_distance": ks,
         "distance": (sum(gaps) + ks) / (len(gaps) + 1),
@@ -80,7 +86,14 @@ def sweep(grid: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
         finals.append([row, *(measure(setting, world, folder) for world in WORLDS[1:])])
         for run in finals[-1]:
             print(line(run), file=sys.stderr, flush=True)
-    return {"base": BASE, "floor": FLOOR, "grid": rows, "finals": finals, "versions": versions(), "machine": job.machine()}
+    return {
+        "base": BASE,
+        "floor": FLOOR,
+        "grid": rows,
+        "finals": finals,
+        "versions": versions(),
+        "machine": job.machine(),
+    }
 
 
 def line(row: dict[str, Any]) -> str:
@@ -93,9 +106,13 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="two settings on one world, to see that it works")
+    parser.add_argument(
+        "--quick", action="store_true", help="two settings on one world, to see that it works"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = sweep(GRID[4:5] if args.quick else GRID, Path(folder))

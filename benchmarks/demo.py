@@ -35,7 +35,9 @@ def timed(arguments: list[str], folder: Path) -> float:
 def value(run: Path, split: str, model: str) -> float:
     """Answer recall of a model on a split."""
     rows = json.loads((run / "results.json").read_text(encoding="utf-8"))["results"]
-    found = [r["value"] for r in rows if (r["audit"], r["split"], r["model"]) == ("rouge_l_recall", split, model)]
+    found = [
+        r["value"] for r in rows if (r["audit"], r["split"], r["model"]) == ("rouge_l_recall", split, model)
+    ]
     return float(found[0])
 
 
@@ -51,16 +53,30 @@ def measure(folder: Path, quick: bool) -> list[Figure]:
     return [
         Figure("cold_s", cold, None, "s", None if quick else COLD_BAR),
         Figure("warm_s", warm, plain, "s", None if quick else WARM_BAR),
-        Figure("forget_recall", value(run, "forget", "unlearned"), value(run, "forget", "original"), recall, limit),
-        Figure("retain_recall", value(run, "retain", "unlearned"), value(run, "retain", "original"), recall,
-               None if quick else 0.95, lower=False),  # fmt: skip
+        Figure(
+            "forget_recall",
+            value(run, "forget", "unlearned"),
+            value(run, "forget", "original"),
+            recall,
+            limit,
+        ),
+        Figure(
+            "retain_recall",
+            value(run, "retain", "unlearned"),
+            value(run, "retain", "original"),
+            recall,
+            None if quick else 0.95,
+            lower=False,
+        ),  # fmt: skip
         Figure("control_forget_recall", value(run, "forget", "control"), None, recall, 0.3),
     ]
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()

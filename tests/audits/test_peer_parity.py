@@ -65,7 +65,9 @@ def test_every_value_of_the_open_unlearning_evaluator_is_matched(
 ) -> None:
     """Both models, all 7,668 rows and 2,034 greedy answers of up to 200 tokens."""
     models = Models(*(_evidence(shared, n, tmp_path) for n in ("full", "full", "retain90")))
-    job = Audit(models, splits_of(_tofu(shared)), conventions("open-unlearning"), Lines(tmp_path / "results.jsonl"))
+    job = Audit(
+        models, splits_of(_tofu(shared)), conventions("open-unlearning"), Lines(tmp_path / "results.jsonl")
+    )
     found = {(r.audit, r.split, r.model): r for r in job.run(SUITE)}
     for model, name in (("unlearned", "full"), ("control", "retain90")):
         theirs = _peer(shared, name)
@@ -108,12 +110,16 @@ def test_a_few_rows_of_the_same(shared: Callable[[str], Path], tmp_path: Path) -
         wanted = [theirs[key]["value_by_index"][str(i)][field] for i in chosen]
         assert compat.per_row(audit, "forget", "original") == pytest.approx(wanted, abs=WITHIN), key
     raw = aggregates.raw_ratios(compat.views["original"], "forget")
-    assert raw == pytest.approx([theirs["forget_truth_ratio"]["value_by_index"][str(i)]["score"] for i in chosen], rel=1e-3)
+    assert raw == pytest.approx(
+        [theirs["forget_truth_ratio"]["value_by_index"][str(i)]["score"] for i in chosen], rel=1e-3
+    )
     ours = Audit(models, splits, conventions(None), Lines(tmp_path / "b.jsonl"))
     corrected = ours.per_row("extraction_strength", "forget", "original")
     peer = compat.per_row("extraction_strength", "forget", "original")
     assert all((a or 0) <= (b or 0) + 1e-9 for a, b in zip(corrected, peer, strict=True))
-    assert corrected != pytest.approx(peer, abs=WITHIN), "the floor of 1/L must be gone from the corrected default"
+    assert corrected != pytest.approx(peer, abs=WITHIN), (
+        "the floor of 1/L must be gone from the corrected default"
+    )
 
 
 def test_splits_follow_the_protocol(shared: Callable[[str], Path]) -> None:

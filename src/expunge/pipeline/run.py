@@ -57,7 +57,8 @@ class Outcome(NamedTuple):
 
 def key(config: RunConfig) -> str:
     """Content key of the settings that decide a run's numbers."""
-    return digest(config.model_dump(mode="json", exclude=LOOK_ONLY))
+    resolved = settings(catalog.find_method(config.method), config.terms)
+    return digest(config.model_dump(mode="json", exclude={*LOOK_ONLY, "terms"}), resolved)
 
 
 def run_directory(config: RunConfig) -> Path:

@@ -1,0 +1,87 @@
+"""The verdict in plain words: each name is reached by the table that means it, and removal is never claimed."""
+
+from __future__ import annotations
+
+import pytest
+
+from expunge.audits.verdict import Table, recovery, verdict
+from expunge.records import AuditResult
+
+MODELS = ("original", "unlearned", "control")
+
+
+def rows(
+    audit: str,
+    split: str,
+    values: tuple[float, ...],
+    *,
+    half: float = 0.02,
+    entities: int = 20,
+    surface: str = "served",
+) -> list[AuditResult]:
+    return [
+        AuditResult(
+            audit=audit, split=split, model=model, value=v, low=v - half, high=v + half, n=160, entities=entities,
+            direction="higher", surface=surface,
+        )  # type: ignore[arg-type]
+        for model, v in zip(MODELS, values, strict=False)
+    ]  # fmt: skip
+
+
+def table(
+    forget: tuple[float, ...], retain: tuple[float, ...] = (1.0, 1.0, 1.0), **how: object
+) -> list[AuditResult]:
+    return [
+        *rows("rouge_l_recall", "forget", forget, **how), *rows("extraction_strength", "forget", forget, **how),
+        *rows("rouge_l_recall", "retain", retain, **how), *rows("extraction_strength", "retain", retain, **how),
+    ]  # type: ignore[arg-type]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("results", "name"),
+    [
+        (table((1.0, 1.0, 0.1)), "not unlearned"),  # the original itself must fail
+        (table((1.0, 0.6, 0.1)), "not unlearned"),
+        (table((1.0, 0.4, 0.1)), "mixed"),
+        (table((1.0, 0.1, 0.1)), "inconclusive"),
+        (table((1.0, 0.0, 0.1), (1.0, 0.2, 1.0)), "destroyed"),
+        (table((1.0, 0.1, 0.1), entities=1), "inconclusive"),
+        (table((0.11, 0.1, 0.1)), "inconclusive"),  # the original never knew either
+        (table((1.0, 0.1)), "inconclusive"),  # no control
+    ],
+)
+def test_each_name_is_reached_by_the_table_that_means_it(results: list[AuditResult], name: str) -> None:
+    assert verdict(results, "removal").name == name
+
+
+def test_quiet_is_not_called_removal_and_suppression_is_announced() -> None:
+    quiet = verdict(table((1.0, 0.1, 0.1)), "removal")
+    assert "not tested" in quiet.sentence
+    assert "removed" not in quiet.sentence
+    assert "inside still" in verdict(table((1.0, 0.1, 0.1)), "suppression").sentence
+
+
+def test_what_tells_the_model_from_one_that_never_knew_is_said() -> None:
+    calm = table((1.0, 0.1, 0.1))
+    words = rows("answer_words", "forget", (3.0, 9.0, 3.0), half=0.5)
+    assert "told from" not in verdict(calm, "removal").sentence
+    assert "told from such a model by how many words" in verdict([*calm, *words], "removal").sentence
+    ks = AuditResult(
+        audit="forget_quality", split="forget", model="unlearned", value=1e-9, direction="higher",
+        details={"ks_distance": 0.4},
+    )  # fmt: skip
+    assert "KS distance 0.40" in verdict([*calm, ks], "removal").sentence
+    assert "KS" not in verdict([*calm, ks.model_copy(update={"value": 0.6})], "removal").sentence
+
+
+def test_knowledge_on_the_held_surface_makes_it_suppression() -> None:
+    served, held = table((1.0, 0.1, 0.1)), table((1.0, 1.0, 0.1), surface="held")
+    found = verdict([*served, *held], "removal")
+    assert found.name == "suppression"
+    assert "whoever holds the files gets it back" in found.sentence
+    assert verdict([*served, *table((1.0, 0.1, 0.1), surface="held")], "removal").name == "inconclusive"
+
+
+def test_recovery_is_not_clipped_and_needs_three_standard_errors() -> None:
+    assert recovery(Table(table((1.0, 0.05, 0.1))), "rouge_l_recall", "forget") == pytest.approx(-0.05 / 0.9)
+    assert recovery(Table(table((0.13, 0.1, 0.1))), "rouge_l_recall", "forget") is None

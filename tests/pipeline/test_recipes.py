@@ -1,0 +1,76 @@
+"""Recipes: every shipped one parses, precedence is default < recipe < flag, and mistakes are named with their line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from expunge import catalog
+from expunge.pipeline import recipes
+from expunge.pipeline.run import check, key
+from expunge.records import UsageError
+
+
+@pytest.mark.parametrize("name", sorted(catalog.recipes()))
+def test_every_shipped_recipe_parses_and_could_start(name: str) -> None:
+    check(recipes.configure(recipes.read(recipes.find(name)), {}))
+
+
+def test_there_are_recipes() -> None:
+    assert recipes.DEFAULT in catalog.recipes()
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_flags_beat_the_recipe_and_the_recipe_beats_the_default(tmp_path: Path) -> None:
+    recipe = recipes.read(written(tmp_path, "lr: 2e-4\nsteps: 7\nforget.beta: 0.2\nretain.weight: 3\n"))
+    config = recipes.configure(recipe, {"steps": 9, "forget.beta": "0.5"})
+    assert (config.lr, config.steps, config.batch_size) == (2e-4, 9, 16)
+    assert config.terms == {"forget": {"beta": "0.5"}, "retain": {"weight": 3}}
+
+
+def test_terms_of_a_recipe_belong_to_its_method(tmp_path: Path) -> None:
+    recipe = recipes.read(written(tmp_path, "method: npo\nlr: 1e-3\nforget.beta: 0.2\n"))
+    config = recipes.configure(recipe, {"method": "rmu"})
+    assert config.terms == {}
+    assert config.lr == 1e-3
+    check(config)
+
+
+def test_the_resolved_configuration_is_a_recipe_for_the_same_run(tmp_path: Path) -> None:
+    config = recipes.configure(
+        {"method": "npo", "forget.beta": 0.2, "lr": 1e-3, "gate": ["es_forget:max:0.1"]}, {}
+    )
+    again = recipes.configure(recipes.read(written(tmp_path, recipes.as_yaml(config))), {})
+    assert again == config
+    assert key(again) == key(config)
+    assert key(again.model_copy(update={"seed": 1})) != key(config)
+    assert key(again.model_copy(update={"batch_audit": 1})) == key(config), (
+        "layout must not change what a run is"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lr: 1e-3\nlrr: 1\n", "line 2: 'lrr' is not a setting. Did you mean 'lr'?"),
+        ("lr: [1\n", "malformed YAML"),
+        ("- a\n", "a recipe is a list of"),
+        ("lr: fast\n", "--lr"),
+        ("forget: a.jsonl\ntofu: there\n", "brings its own splits"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        recipes.configure(recipes.read(written(tmp_path, text)), {})
+    assert words in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'pocket'"):
+        recipes.find("poket")
