@@ -66,7 +66,8 @@ def measure(setting: dict[str, Any], world: int, folder: Path) -> dict[str, Any]
     return {
         **setting, "world": world, "seconds": time.perf_counter() - began, "kept": kept, "ks_distance": ks,
         "distance": (sum(gaps) + ks) / (len(gaps) + 1),
-        "values": {f"{a}/{s}": of(a, s) for a, s in KNOWN} | {f"rouge_l_recall/{s}": of("rouge_l_recall", s) for s in KEPT}
+        "values": {f"{a}/{s}": of(a, s) for a, s in KNOWN}
+        | {f"rouge_l_recall/{s}": of("rouge_l_recall", s) for s in KEPT}
         | {"answer_words/forget": of("answer_words", "forget")},
         "control": {f"{a}/{s}": of(a, s, "control") for a, s in KNOWN}
         | {"answer_words/forget": of("answer_words", "forget", "control")},
@@ -101,7 +102,8 @@ def line(row: dict[str, Any]) -> str:
     setting = {k: v for k, v in row.items() if k in ("method", "lr") or "." in k}
     if "broke" in row:
         return f"{setting} world {row['world']}: broke"
-    return f"{setting} world {row['world']}: kept {row['kept']:.3f} distance {row['distance']:.3f} KS {row['ks_distance']:.3f}"
+    judged = f"kept {row['kept']:.3f} distance {row['distance']:.3f} KS {row['ks_distance']:.3f}"
+    return f"{setting} world {row['world']}: {judged}"
 
 
 def main() -> None:

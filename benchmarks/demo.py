@@ -67,7 +67,7 @@ def measure(folder: Path, quick: bool) -> list[Figure]:
             recall,
             None if quick else 0.95,
             lower=False,
-        ),  # fmt: skip
+        ),
         Figure("control_forget_recall", value(run, "forget", "control"), None, recall, 0.3),
     ]
 

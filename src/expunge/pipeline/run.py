@@ -19,10 +19,10 @@ from expunge.artifact.opening import MANIFEST, now, open_handle, read_manifest, 
 from expunge.artifact.store import Lines, cache_dir, spoken_io, write_json, write_text
 from expunge.audits import engine
 from expunge.audits.verdict import verdict
-from expunge.data.request import ForgetRequest, read_rows, write_rows
+from expunge.data.request import ForgetRequest, write_rows
 from expunge.data.text import windows
 from expunge.methods.distributed import wait, world
-from expunge.methods.gradient import Loop, select_trainable, train
+from expunge.methods.gradient import Loop, train
 from expunge.methods.terms import Term, bind, settings
 from expunge.metrics.conventions import conventions
 from expunge.pipeline import gates, recipes
@@ -424,16 +424,3 @@ def read_earlier(run: Path) -> RunConfig:
     if not (run / "config.yaml").exists():
         raise UsageError(f"{run} is not a run directory (it has no config.yaml).")
     return recipes.configure(recipes.read(run / "config.yaml"), {})
-
-
-__all__ = [
-    "Outcome",
-    "audit",
-    "check",
-    "finish",
-    "read_earlier",
-    "read_rows",
-    "run",
-    "run_directory",
-    "select_trainable",
-]
