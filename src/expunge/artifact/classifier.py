@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -165,7 +166,7 @@ def read_classifier(folder: Path) -> nn.Module:
         layers = json.loads((folder / "config.json").read_text(encoding="utf-8"))["layers"]
         model = _built(layers)
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"{folder} holds no classifier that can be opened: {str(error).splitlines()[0]}") from None
     return model.to(device())
 

@@ -1,0 +1,1 @@
+"""Small worlds and handles that several tests share."""
