@@ -150,8 +150,9 @@ def _mlp_out(block: nn.Module, size: int) -> list[nn.Parameter]:
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim == 2:
             out, into = weight.shape if isinstance(module, nn.Linear) else weight.shape[::-1]
-            found += [weight] if out == size < into else []
-    return found
+            found += [(into, weight)] if out == size < into else []
+    # An attention's output matrix reads from a wider space, too, where all heads together are wider than the stream.
+    return [weight for into, weight in found if into == max(width for width, _ in found)]
 
 
 def output_head(model: nn.Module) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,11 +39,12 @@ def continue_ids(
         indices = order[start : start + batch_size]
         ids, attention = _left_padded([prompts[i] for i in indices], pad_id)
         torch.manual_seed(seed + start)
-        generated = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(device),
-            attention_mask=attention.to(device),
-            generation_config=_settings(max_new_tokens, end_ids, pad_id, temperature),
-        )[:, ids.shape[1] :].tolist()
+        with _own_settings_aside(model):
+            generated = model.generate(  # type: ignore[operator]
+                input_ids=ids.to(device),
+                attention_mask=attention.to(device),
+                generation_config=_settings(max_new_tokens, end_ids, pad_id, temperature),
+            )[:, ids.shape[1] :].tolist()
         for i, row in zip(indices, generated, strict=True):
             out[i] = _until(row, end_ids)
         if on_batch:
@@ -61,8 +63,25 @@ def _left_padded(prompts: list[Ids], pad_id: int) -> tuple[torch.Tensor, torch.T
     return ids, attention
 
 
+@contextmanager
+def _own_settings_aside(model: nn.Module) -> Iterator[None]:
+    """Takes a checkpoint's own generation defaults away for a while: transformers fills what a call leaves open from
+    them, so that a repetition penalty would change greedy answers."""
+    from transformers import GenerationConfig
+
+    owners = [m for m in model.modules() if "generation_config" in vars(m)]
+    kept = [m.generation_config for m in owners]
+    try:
+        for m in owners:
+            m.generation_config = GenerationConfig()
+        yield
+    finally:
+        for m, own in zip(owners, kept, strict=True):
+            m.generation_config = own
+
+
 def _settings(max_new_tokens: int, end_ids: list[int], pad_id: int, temperature: float) -> Any:
-    """Explicit settings, so that a checkpoint's own generation defaults (sampling, penalties) change nothing."""
+    """Explicit settings; see `_own_settings_aside` for those that are not named here."""
     from transformers import GenerationConfig
 
     sampling = (
