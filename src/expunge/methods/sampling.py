@@ -19,11 +19,27 @@ class Step(NamedTuple):
         return Step(self.forget[rank::size], self.retain[rank::size])
 
 
-def stream(rows: int, draws: int, seed: int, role: int) -> np.ndarray:
-    """`draws` positions below `rows`: whole shuffled passes one after another, from a generator of the role's own."""
+def stream(rows: int, draws: int, seed: int, role: int, per_step: int = 1) -> np.ndarray:
+    """`draws` positions below `rows`: whole shuffled passes one after another, from a generator of the role's own.
+
+    No step of `per_step` draws holds a row twice: where a pass ends within a step, the next one begins with other rows.
+    """
     rng = np.random.default_rng([seed, role])
-    passes = [rng.permutation(rows) for _ in range(math.ceil(draws / rows))]
-    return np.concatenate(passes)[:draws] if passes else np.zeros(0, dtype=np.int64)
+    out = np.zeros(0, dtype=np.int64)
+    while len(out) < draws:
+        begun = len(out) % per_step
+        out = np.concatenate(
+            [out, _without(rng.permutation(rows), out[len(out) - begun :], per_step - begun)]
+        )
+    return out[:draws]
+
+
+def _without(shuffled: np.ndarray, taken: np.ndarray, first: int) -> np.ndarray:
+    """The same rows with none of `taken` among the `first` ones."""
+    if not len(taken):
+        return shuffled
+    fresh = shuffled[~np.isin(shuffled, taken)][:first]
+    return np.concatenate([fresh, shuffled[~np.isin(shuffled, fresh)]])
 
 
 def schedule(
@@ -31,13 +47,13 @@ def schedule(
 ) -> list[Step]:
     """The rows of every step. An epoch is a pass over the forget rows, or over retain when nothing is forgotten.
 
-    Each step has `batch_size` rows of each role that has rows (fewer when the role has fewer rows).
+    Each step has `batch_size` rows of each role that has rows (fewer when the role has fewer rows), none of them twice.
     """
     per_forget, per_retain = min(batch_size, forget), min(batch_size, retain)
     driver, per_step = (forget, per_forget) if forget else (retain, per_retain)
     count = steps or math.ceil(epochs * driver / per_step)
-    f = stream(forget, count * per_forget, seed, 0) if forget else np.zeros(0, dtype=np.int64)
-    r = stream(retain, count * per_retain, seed, 1) if retain else np.zeros(0, dtype=np.int64)
+    f = stream(forget, count * per_forget, seed, 0, per_forget) if forget else np.zeros(0, dtype=np.int64)
+    r = stream(retain, count * per_retain, seed, 1, per_retain) if retain else np.zeros(0, dtype=np.int64)
     return [
         Step(
             tuple(f[i * per_forget : (i + 1) * per_forget].tolist()),
