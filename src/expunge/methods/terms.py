@@ -36,14 +36,20 @@ class Term(NamedTuple):
         return {quantity: parse(quantity) for quantity in self.arguments.values()}
 
     def values(self, quantities: Mapping[str, Tensor]) -> Tensor:
-        """Unreduced loss, (B,) or (B, T). UsageError when the shape is neither or contradicts the annotation."""
+        """Unreduced loss, (B,) or (B, T), from `quantities` with the mask (B, T) among them. UsageError when the shape
+        is neither or contradicts the annotation."""
         chosen = {argument: quantities[q] for argument, q in self.arguments.items()}
-        loss = self.function(**chosen, **self.state, **self.hyper)
-        kind = {1: "rows", 2: "tokens"}.get(loss.ndim)
-        if kind is None or (self.reduction and kind != self.reduction):
+        device = next(iter(quantities.values())).device
+        state = {name: value.to(device) for name, value in self.state.items()}
+        loss = self.function(**chosen, **state, **self.hyper)
+        mask_BT = quantities["mask"]
+        shapes = {"rows": tuple(mask_BT.shape[:1]), "tokens": tuple(mask_BT.shape)}
+        allowed = [shapes[self.reduction]] if self.reduction else list(shapes.values())
+        if not isinstance(loss, Tensor) or tuple(loss.shape) not in allowed:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise UsageError(
-                f"objective '{self.name}' returned shape {tuple(loss.shape)}; it must be one value per row (B,) or per "
-                f"token (B, T){f', and it declares {self.reduction}' if self.reduction else ''}."
+                f"objective '{self.name}' returned {got}; it must be one value per row {shapes['rows']} or per token "
+                f"{shapes['tokens']}{f', and it declares {self.reduction}' if self.reduction else ''}."
             )
         return loss
 
