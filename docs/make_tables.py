@@ -1,0 +1,158 @@
+"""Rewrites the generated tables of README.md and docs/*.md: `python docs/make_tables.py`. With --check it only says
+which files are out of date, and exits with 1 when one is.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what it says comes from the catalogue and the records.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+
+from expunge import catalog, records
+from expunge.pipeline.gates import SHORT, SPLITS
+from expunge.tasks.quantities import PREFIXES, TABLE
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def cell(text: object) -> str:
+    """Text that cannot break a Markdown table."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    lines = [list(head), ["---"] * len(list(head)), *([cell(c) for c in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def code(text: str) -> str:
+    """Text as inline code; nothing stays nothing."""
+    return f"`{text}`" if text else ""
+
+
+def methods() -> str:
+    """Every method of the house."""
+    return markdown(
+        ("method", "what it does", "intention", "paper"),
+        ((code(m.name), m.line, m.intention, m.citation) for m in catalog.methods().values()),
+    )
+
+
+def objectives() -> str:
+    """Every objective of the house, with what it needs and takes."""
+    return markdown(
+        ("objective", "needs", "hyper-parameters", "one value per", "file"),
+        (
+            (
+                code(o.name),
+                ", ".join(map(code, o.needs)),
+                ", ".join(code(f"{h.name}={h.default}") for h in o.hyper),
+                {"rows": "row", "tokens": "token"}.get(o.reduction, ""),
+                code(f"objectives/{o.path.name}"),
+            )
+            for o in catalog.objectives().values()
+        ),
+    )
+
+
+def aggregate_split(name: str) -> str:
+    """The split that an audit of a whole split reads."""
+    return "forget" if name == "forget_quality" else "retain"
+
+
+def audits() -> str:
+    """Every audit, row by row and of whole splits."""
+    rows = [
+        (code(a.name), a.line, "all" if "*" in a.splits else ", ".join(a.splits))
+        for a in catalog.audits().values()
+    ]
+    rows += [(code(n), line, aggregate_split(n)) for n, line in catalog.aggregates().items()]
+    return markdown(("audit", "what it measures", "splits"), rows)
+
+
+def audit_papers() -> str:
+    """Where each audit comes from."""
+    return markdown(
+        ("audit", "source", "file"),
+        ((code(a.name), a.citation, code(f"{a.module.split('.', 1)[1].replace('.', '/')}.py"))
+         for a in catalog.audits().values()),
+    )  # fmt: skip
+
+
+def objective_papers() -> str:
+    """Where each objective comes from."""
+    return markdown(
+        ("objective", "source", "file"),
+        ((code(o.name), o.citation, code(f"objectives/{o.path.name}")) for o in catalog.objectives().values()),
+    )
+
+
+def quantities() -> str:
+    """What an objective may ask for."""
+    rows = [(code(name), q.shape, q.unit, q.meaning) for name, q in TABLE.items()]
+    rows += [(code(f"{prefix}…"), "", "", meaning) for prefix, meaning in PREFIXES.items()]
+    return markdown(("quantity", "shape", "unit", "meaning"), rows)
+
+
+def described(kind: str) -> dict[str, str]:
+    """The sentence behind each field of a record, as its source has it."""
+    tree = ast.parse(Path(records.__file__).read_text(encoding="utf-8"))
+    body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == kind).body
+    return {
+        field.target.id: after.value.value
+        for field, after in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }  # fmt: skip
+
+
+def settings() -> str:
+    """Every recipe key, which is also a flag of `run`."""
+    meaning = described("TrainConfig") | described("RunConfig")
+    fields = records.RunConfig.model_fields
+    rows = [(code(n), code(str(fields[n].get_default(call_default_factory=True))), meaning[n]) for n in meaning]
+    return markdown(("key", "default", "meaning"), rows)
+
+
+def gates() -> str:
+    """Short names that a gate may use, and the splits."""
+    short = markdown(("short", "audit"), ((code(s), code(a)) for s, a in SHORT.items()))
+    return f"{short}\nSplits: {', '.join(map(code, SPLITS))}.\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods, "objectives": objectives, "audits": audits, "audit_papers": audit_papers,
+    "objective_papers": objective_papers, "quantities": quantities, "settings": settings, "gates": gates,
+}  # fmt: skip
+
+
+def rewritten(text: str) -> str:
+    """A page with its tables as they should be."""
+    return MARKED.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+
+
+def stale() -> dict[Path, str]:
+    """Pages whose tables are out of date, with the text they should have."""
+    pages = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if p.exists()]
+    return {p: new for p in pages if (new := rewritten(p.read_text(encoding="utf-8"))) != p.read_text(encoding="utf-8")}
+
+
+def main(argv: list[str]) -> int:
+    """Rewrites, or with --check only compares."""
+    check, found = "--check" in argv, stale()
+    for page, text in found.items():
+        print(f"{page.relative_to(ROOT)} {'is out of date' if check else 'rewritten'}")
+        if not check:
+            page.write_text(text, encoding="utf-8")
+    return 1 if found and check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
