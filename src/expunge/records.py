@@ -131,6 +131,13 @@ class Row(BaseModel):
             return self.answer
         return self.messages[-1].content if self.messages else (self.text or "")
 
+    def answered(self, answer: str) -> Row:
+        """The row with another answer in the answer's place: how paraphrased and perturbed answers are scored."""
+        if self.messages is None:
+            return self.model_copy(update={"answer": answer})
+        last = self.messages[-1].model_copy(update={"content": answer})
+        return self.model_copy(update={"messages": (*self.messages[:-1], last)})
+
 
 class AnyRow(Protocol):
     """What every family's rows have in common."""

@@ -254,23 +254,6 @@ def test_there_is_always_an_id_to_fill_with(flavour: str) -> None:
     assert codec(**FLAVOURS[flavour]).pad_id >= 0
 
 
-# --- other answers --------------------------------------------------------------------------------------------
-
-
-def test_with_answer_changes_question_and_answer_of_any_shape() -> None:
-    c = codec()
-    assert c.with_answer(qa(), "Other.").answer == "Other."
-    assert c.with_answer(qa(), "Other.").question == "Who wrote it?"
-    assert c.with_answer(qa(), "Other.", "What?").question == "What?"
-    turns = (
-        Message(role="system", content="s"),
-        Message(role="user", content="u"),
-        Message(role="assistant", content="a"),
-    )
-    changed = c.with_answer(Row(messages=turns), "Other.", "What?")
-    assert [m.content for m in changed.messages or ()] == ["s", "What?", "Other."]
-
-
 # --- refusals: every sentence ---------------------------------------------------------------------------------
 
 

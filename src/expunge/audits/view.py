@@ -105,23 +105,15 @@ class View:
         return out
 
 
-def with_answer(row: Row, answer: str) -> Row:
-    """The row with another answer in the answer's place."""
-    if row.messages is not None:
-        turns = (*row.messages[:-1], row.messages[-1].model_copy(update={"content": answer}))
-        return row.model_copy(update={"messages": turns})
-    return row.model_copy(update={"answer": answer})
-
-
 def correct(row: Any) -> Any:
     """The row with its paraphrased answer, when it has one: true and false answers are compared in the same form."""
     answer = getattr(row, "paraphrased_answer", None)
-    return with_answer(row, answer) if answer else row
+    return row.answered(answer) if answer else row
 
 
 def wrong(row: Any) -> list[Row]:
     """The row with each of its perturbed answers; a row that can have none has none."""
-    return [with_answer(row, answer) for answer in getattr(row, "perturbed_answer", ())]
+    return [row.answered(answer) for answer in getattr(row, "perturbed_answer", ())]
 
 
 def paraphrased(rows: Sequence[Row]) -> tuple[Row, ...]:

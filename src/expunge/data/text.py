@@ -57,16 +57,6 @@ class Codec:
         """Ids and scored positions of one row. UsageError when nothing is scored or the row is too long."""
         return _encode(self, row)
 
-    def with_answer(self, row: Row, answer: str, question: str | None = None) -> Row:
-        """The row with another answer (and question): how paraphrased and perturbed answers are scored."""
-        if row.messages is not None:
-            turns = list(row.messages)
-            turns[-1] = turns[-1].model_copy(update={"content": answer})
-            if question is not None:
-                turns[-2] = turns[-2].model_copy(update={"content": question})
-            return row.model_copy(update={"messages": tuple(turns)})
-        return row.model_copy(update={"answer": answer, "question": question or row.question})
-
     def conversation(self, messages: list[dict[str, str]], prefill: str = "") -> tuple[int, ...]:
         """Prompt ids for a conversation whose next turn is the model's; `prefill` begins that turn."""
         if messages[0]["role"] == "text":

@@ -104,7 +104,7 @@ class CausalLM:
         """The row with its alternative answer. UsageError when it has none."""
         if row.alternative is None:
             raise UsageError(f"row '{row.id}' has no 'alternative' answer, which this objective asks for.")
-        return self.codec.with_answer(row, row.alternative)
+        return row.answered(row.alternative)
 
     def blocks(self, model: nn.Module) -> nn.ModuleList:
         """The list of transformer blocks: the one whose length the configuration states."""
