@@ -153,6 +153,7 @@ def shifted() -> nn.Linear:
         (nn.Linear(4, 2), "it is a Linear"),
         (nn.Sequential(nn.Linear(4, 4), Own()), "its layer Own is not one of torch.nn's"),
         (nn.Sequential(shifted()), "its layers do not come back"),
+        (nn.Sequential(nn.Upsample(size=[4, 4])), "its layers come back as"),
         (nn.Sequential(nn.ModuleList([nn.Linear(4, 2)])), "its layers do not come back"),
     ],
 )  # fmt: skip

@@ -151,7 +151,7 @@ def write_classifier(folder: Path, model: nn.Module) -> None:
     try:
         again = _built(layers)
         again.load_state_dict(model.state_dict())
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise _refused(f"its layers do not come back ({str(error).splitlines()[0]})") from None
     if repr(again) != repr(model):
         raise _refused(f"its layers come back as {' '.join(repr(again).split())}")
