@@ -243,8 +243,11 @@ def _check_finite(loop: Loop, number: int, losses: dict[str, float], norm: float
     terms = ", ".join(f"{role} term {loss:.4g}" for role, loss in losses.items())
     good = checkpoints.saved(loop.run / "checkpoints")
     kept = f"Last good checkpoint: {good[-1]}." if good else "No checkpoint was reached yet."
+    at_fault, values = (
+        ("gradient", [norm]) if all(map(math.isfinite, losses.values())) else ("loss", [*losses.values()])
+    )
     raise BrokenRunError(
-        f"loss became {'NaN' if any(math.isnan(x) for x in losses.values()) else 'infinite'} at step {number} "
+        f"{at_fault} became {'NaN' if any(map(math.isnan, values)) else 'infinite'} at step {number} "
         f"({terms}, gradient norm {norm:.4g}). {kept} Gradient ascent is unbounded: try --method npo, or a lower --lr."
     )
 

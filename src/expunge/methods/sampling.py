@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from expunge.records import UsageError
+
 
 class Step(NamedTuple):
     """Positions of one step's rows, over all ranks."""
@@ -48,9 +50,12 @@ def schedule(
     """The rows of every step. An epoch is a pass over the forget rows, or over retain when nothing is forgotten.
 
     Each step has `batch_size` rows of each role that has rows (fewer when the role has fewer rows), none of them twice.
+    Raises UsageError when there are no rows at all.
     """
     per_forget, per_retain = min(batch_size, forget), min(batch_size, retain)
     driver, per_step = (forget, per_forget) if forget else (retain, per_retain)
+    if not per_step:
+        raise UsageError("there are no rows to train on: neither the forget nor the retain split has any.")
     count = steps or math.ceil(epochs * driver / per_step)
     f = stream(forget, count * per_forget, seed, 0, per_forget) if forget else np.zeros(0, dtype=np.int64)
     r = stream(retain, count * per_retain, seed, 1, per_retain) if retain else np.zeros(0, dtype=np.int64)
