@@ -46,8 +46,10 @@ def dispatch(argv: list[str]) -> int:
         print(f"expunge: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
+        import shlex
+
         print(
-            f"\nexpunge: interrupted; nothing finished is lost. Resume: expunge {' '.join(argv)}",
+            f"\nexpunge: interrupted; nothing finished is lost. Resume: expunge {shlex.join(argv)}",
             file=sys.stderr,
         )
         return Exit.INTERRUPTED
