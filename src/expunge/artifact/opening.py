@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import nn
 
 from expunge.artifact.handle import Handle
@@ -111,7 +112,7 @@ def load_weights(folder: Path) -> nn.Module:
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UsageError(
             f"{folder} is not a causal language model with safetensors weights: {error}"
         ) from None
