@@ -6,14 +6,20 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from expunge.records import BrokenRunError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def cache_dir() -> Path:
@@ -26,23 +32,34 @@ def cache_dir() -> Path:
     return user_cache_path("expunge")
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a quota, a limit on the size of files
+SHUT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
 @contextmanager
 def spoken_io(path: Path) -> Iterator[None]:
     """Turns what the file system says into a sentence: a full disk, a directory that cannot be written."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        number = _errno(error)
+        if number in FULL:
             raise BrokenRunError(
                 f"the disk is full while writing {path}; nothing half-written was left. Free space and run the same "
                 "command again: it resumes."
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if number in SHUT:
             raise UsageError(
-                f"{path} cannot be written ({error.strerror}). Choose another place with --out, or for the cache with "
-                "the environment variable EXPUNGE_CACHE."
+                f"{path} cannot be written ({os.strerror(number)}). Choose another place with --out, or for the cache "
+                "with the environment variable EXPUNGE_CACHE."
             ) from None
         raise
+
+
+def _errno(error: Exception) -> int:
+    """The system's number of an error, 0 when it has none. Safetensors and tokenizers write it into their words."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return (error.errno or 0) if isinstance(error, OSError) else int(said[1]) if said else 0
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -112,32 +129,30 @@ class Lines:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():
             return
-        with self.path.open(encoding="utf-8") as file:
+        with self.path.open("rb") as file:
             for line in file:
-                if line.endswith("\n"):
+                if line.endswith(b"\n"):
                     yield json.loads(line)
 
     def append(self, *records: dict[str, Any]) -> None:
-        """Adds records in one write, after ending a line that an earlier kill cut short."""
+        """Adds records in one write, after ending a line that an earlier kill cut short. Safe beside other writers."""
         text = "".join(json.dumps(r, ensure_ascii=False, default=str) + "\n" for r in records)
         with spoken_io(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._mend()
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
+            with self.path.open("a+b") as file:
+                if fcntl:  # released when the file closes; else another's half-written line would look cut short
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                _mend(file)
+                file.write(text.encode())
 
-    def _mend(self) -> None:
-        """Drops an unfinished last line."""
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            return
-        with self.path.open("rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) == b"\n":
-                return
-            size = file.tell()
-            file.seek(0)
-            file.truncate(file.read(size).rfind(b"\n") + 1)
+
+def _mend(file: IO[bytes]) -> None:
+    """Drops an unfinished last line."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0 or (file.seek(-1, os.SEEK_END) and file.read(1) == b"\n"):
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
 
 
 class Memo:
