@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from expunge.pipeline import gates, recipes
 from expunge.pipeline.resolve import Sources, Tell, check_vocabulary, resolve
 from expunge.records import (
     CONTROL_COMMAND,
+    AbsentError,
     AuditResult,
     Manifest,
     Parent,
@@ -102,6 +103,21 @@ def start(config: RunConfig) -> Path:
     return run
 
 
+@contextmanager
+def _unbegun(run: Path) -> Iterator[None]:
+    """Takes back the directory of a run that is refused before its first step: the mended command may have it."""
+    try:
+        yield
+    except (UsageError, AbsentError):
+        begun = any((run / name).exists() for name in ("artifact", "checkpoints", "results.jsonl"))
+        if world().main and not begun and all(e["kind"] != "step" for e in Lines(run / "events.jsonl")):
+            for name in ("config.yaml", "events.jsonl"):
+                (run / name).unlink(missing_ok=True)
+            with suppress(OSError):  # not ours alone
+                run.rmdir()
+        raise
+
+
 def _clear(run: Path) -> None:
     import shutil
 
@@ -118,12 +134,13 @@ def run(config: RunConfig, tell: Tell, *, audits: bool = True) -> Outcome:
     """The main job. Raises UsageError, AbsentError or BrokenRunError; what was finished stays."""
     directory = start(config)
     phases = Phases(directory)
-    with phases.timed("prepare"):
-        sources = resolve(config, tell)
-        if sources.control:
-            check_vocabulary(sources.original, sources.control, config.template)
-    with phases.timed("unlearn"):
-        unlearn(config, sources, directory, tell)
+    with _unbegun(directory):
+        with phases.timed("prepare"):
+            sources = resolve(config, tell)
+            if sources.control:
+                check_vocabulary(sources.original, sources.control, config.template)
+        with phases.timed("unlearn"):
+            unlearn(config, sources, directory, tell)
     if not world().main:
         return Outcome(directory, [], None, [])
     if not audits:
@@ -205,8 +222,6 @@ def with_adapter(config: RunConfig, model: Any, task: CausalLM, terms: list[Term
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        from expunge.records import AbsentError
-
         raise AbsentError("--adapter lora needs the package peft: pip install 'expunge[lora]'") from None
     depth = task.depth(model)
     names = {
