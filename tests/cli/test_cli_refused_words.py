@@ -1,0 +1,120 @@
+"""Words that mean nothing here: exit 2 with the nearest name, before anything heavy or anything written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_material import Material, lines
+from cli_support import Cli
+
+WORDS = {
+    "verb": (["runn"], "there is no verb 'runn'. Did you mean 'run'?"),
+    "method": (["run", "--method", "nppo"], "method 'nppo' not found. Did you mean 'npo'?"),
+    "suite": (["run", "--suite", "standart"], "suite 'standart' not found. Did you mean 'standard'?"),
+    "recipe": (["run", "pockt"], "recipe 'pockt' not found. Did you mean 'pocket'?"),
+    "gate": (["run", "--gate", "ess_forget:max:0.1"], "no measurement 'ess_forget'. Did you mean 'es_forget'?"),
+    "gate side": (["run", "--gate", "es_forget:most:0.1"], "write NAME:max:VALUE or NAME:min:VALUE"),
+    "gate value": (["run", "--gate", "es_forget:max:low"], "'low' is not a number"),
+    "role": (["run", "--forgt.beta", "1"], "Did you mean 'forget'?"),
+    "absent role": (["run", "--alternative.beta", "1"], "'npo' has no alternative term; its roles: forget, retain"),
+    "hyper": (["run", "--forget.betta", "1"], "objective 'npo' has no 'betta'. Did you mean 'beta'?"),
+    "hyper type": (["run", "--forget.beta", "much"], "--forget.beta much: 'much' is not a float"),
+    "weight type": (["run", "--retain.weight", "much"], "--retain.weight much: 'much' is not a number"),
+    "hyper without value": (["run", "--forget.beta"], "--forget.beta needs a value"),
+    "list": (["list", "method"], "Did you mean 'methods'?"),
+    "compare none": (["compare"], "usage: expunge compare RUN RUN"),
+    "compare nothing": (["compare", "a", "b"], "a is no audited run"),
+    "report nothing": (["report", "nowhere"], "no audited run"),
+    "purge nothing": (["purge", "nowhere"], "no finished run"),
+    "audit nothing": (["audit", "nowhere"], "name what it was to forget"),
+    "audit target": (["audit"], "usage: expunge audit TARGET"),
+    "retain alone": (["run", "--retain", "r.jsonl"], "--retain without --forget"),
+    "model alone": (["run", "--model", "m"], "--model needs what to forget"),
+    "forget alone": (["run", "--forget", "f.jsonl", "--retain", "r.jsonl"], "--forget needs --model"),
+    "two sources": (["run", "--model", "m", "--tofu", "t", "--forget", "f.jsonl"], "--tofu brings its own splits"),
+    "tofu split": (["run", "--model", "m", "--tofu", ".", "--split", "retain90"], "forget01, forget05 and forget10"),
+    "control kind": (["control", "--kind", "retrained"], "needs --base and --forget and --retain"),
+}  # fmt: skip
+FLAGS = {
+    "unknown flag": (["run", "--learning-rte", "1"], "--learning-rte"),
+    "typo": (["run", "--stepz", "5"], "--steps"),
+    "wrong type": (["run", "--steps", "many"], "many"),
+    "not positive": (["run", "--lr", "0"], "greater than 0"),
+    "too small": (["run", "--batch-size", "0"], "greater than or equal to 1"),
+    "choice": (["run", "--reason", "privcy"], "privacy"),
+    "adapter": (["run", "--adapter", "lorra"], "lora"),
+    "audit flag": (["audit", "x", "--surfaces", "held"], "--surface"),
+    "control flag": (["control", "--bas", "x"], "--base"),
+    "world seed": (["world", "--seed", "-1"], "greater than or equal to 0"),
+}  # fmt: skip
+RECIPES = {
+    "unknown key": ("method: ga\nlerning_rate: 1\n", "line 2: 'lerning_rate' is not a setting."),
+    "nearest key": ("methd: ga\n", "line 1: 'methd' is not a setting. Did you mean 'method'?"),
+    "malformed": ("method: [ga\n", "malformed YAML"),
+    "wrong type": ("steps: many\n", "--steps"),
+    "a list": ("- method\n", "`key: value` lines"),
+    "unknown role": ("forgt.beta: 1\n", "'forgt.beta' is not a setting. Did you mean"),
+    "unknown hyper": ("method: npo\nforget.betta: 1\n", "Did you mean 'beta'?"),
+}
+
+
+def written(folder: Path) -> list[Path]:
+    """Files in a directory, the streams of the command aside."""
+    return [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith((".out-", ".err-"))]
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_unknown_words_get_the_nearest_name(expunge: Cli, name: str) -> None:
+    """Exit 2, the sentence, and an empty directory."""
+    argv, sentence = WORDS[name]
+    said = expunge.refused(*argv)
+    assert sentence in said
+    assert not written(expunge.cwd)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_wrong_flags_are_refused_by_name(expunge: Cli, name: str) -> None:
+    """Unknown flags and values of a wrong type: exit 2, the flag is named."""
+    argv, named = FLAGS[name]
+    done = expunge(*argv, code=2)
+    assert named in done.said
+    assert not written(expunge.cwd)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_wrong_recipes_are_refused_with_their_line(expunge: Cli, name: str) -> None:
+    """A recipe's errors name the file's line or the setting."""
+    text, sentence = RECIPES[name]
+    (expunge.cwd / "own.yaml").write_text(text, encoding="utf-8")
+    assert sentence in expunge.refused("run", "own.yaml")
+    assert not (expunge.cwd / "runs").exists()
+
+
+def test_own_objectives_are_checked_by_name(expunge: Cli, material: Material, fast: list[str]) -> None:
+    """A missing file, a missing function, bad syntax and an unknown quantity are refused."""
+    mine = expunge.cwd / "mine.py"
+    mine.write_text("def losss(answer_logp):\n    return answer_logp\n")
+    said = expunge.refused("run", *fast, "--method", "./mine.py:loss")
+    assert "has no function 'loss'. Did you mean 'losss'?" in said
+    assert "there is no file" in expunge.refused("run", *fast, "--method", "./your.py:loss", code=3)
+    mine.write_text("def loss(answer_logp)\n    return 1\n")
+    assert "line 1: not valid Python" in expunge.refused("run", *fast, "--method", "./mine.py:loss")
+    mine.write_text("def loss(answer_logpp):\n    return answer_logpp\n")
+    said = expunge.refused("run", *fast, "--method", "./mine.py:loss")
+    assert "answer_logpp" in said and "answer_logp" in said
+    mine.write_text("def loss(answer_logp):\n    return answer_logp.sum()\n")
+    assert "returned shape ()" in expunge.refused("run", *fast, "--method", "./mine.py:loss")
+
+
+def test_a_prompt_template_needs_both_places(expunge: Cli, material: Material, fast: list[str]) -> None:
+    """--template on a model of one's own."""
+    assert "end with {answer}" in expunge.refused("run", *fast, "--template", "{question} {answer} end")
+
+
+def test_rows_longer_than_the_model_are_named(expunge: Cli, material: Material, fast: list[str]) -> None:
+    """A row that the model cannot take is refused by its id, not cut."""
+    long = {"id": "endless", "question": "What?", "answer": "word and other " * 100}
+    forget = lines(expunge.cwd / "long.jsonl", [long])
+    said = expunge.refused("run", *fast, "--forget", forget)
+    assert "'endless'" in said and "96" in said
