@@ -203,7 +203,8 @@ def load(objective: Objective) -> tuple[Callable[..., Any], ModuleType]:
 
 
 class Audit(NamedTuple):
-    """What a file says about one row-by-row audit. `needs` are names that a view offers; `splits` may be ["*"]."""
+    """What a file says about one row-by-row audit. `needs` are names that a view offers; `splits` may be ["*"];
+    `field`, when there is one, must stand in a row for the audit to mean anything."""
 
     name: str
     module: str
@@ -212,7 +213,7 @@ class Audit(NamedTuple):
     needs: tuple[str, ...]
     splits: tuple[str, ...]
     unit: str
-    better: str
+    field: str
 
 
 @cache
@@ -227,7 +228,7 @@ def audits() -> dict[str, Audit]:
             needs = tuple(a.arg for a in functions[name].args.args)
             found[name] = Audit(
                 name, f"expunge.audits.{path.stem}", first_line(text), _citation(text), needs,
-                tuple(entry["splits"]), entry["unit"], entry.get("better", ""),
+                tuple(entry["splits"]), entry["unit"], entry.get("field", ""),
             )  # fmt: skip
     return found
 

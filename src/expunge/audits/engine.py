@@ -99,10 +99,7 @@ def applies(audit: catalog.Audit, split: Split) -> bool:
         return False
     if "scored_wrong" in audit.needs:
         return any(getattr(row, "perturbed_answer", ()) for row in split.rows)
-    if audit.name in ("verbatim_rouge", "knowledge_rouge"):
-        whole = [getattr(row, "text", None) is not None for row in split.rows]
-        return any(is_text == (audit.name == "verbatim_rouge") for is_text in whole)
-    return True
+    return not audit.field or any(getattr(row, audit.field, None) is not None for row in split.rows)
 
 
 def needs_of(names: Iterable[str], splits: Mapping[str, Split]) -> dict[str, set[str]]:

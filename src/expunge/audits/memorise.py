@@ -15,8 +15,8 @@ AUDITS = {
     "probability": {"splits": ["*"], "unit": "probability"},
     "extraction_strength": {"splits": ["*"], "unit": "share"},
     "exact_memorization": {"splits": ["forget", "retain"], "unit": "share"},
-    "knowledge_rouge": {"splits": ["forget", "retain"], "unit": "share"},
-    "verbatim_rouge": {"splits": ["forget", "retain"], "unit": "share"},
+    "knowledge_rouge": {"splits": ["forget", "retain"], "unit": "share", "field": "question"},
+    "verbatim_rouge": {"splits": ["forget", "retain"], "unit": "share", "field": "text"},
 }
 
 
