@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,7 +172,12 @@ def unlearn(config: RunConfig, sources: Sources, run: Path, tell: Tell) -> Manif
     """Trains the unlearned model, unless the run has it already, and saves it as the run's artifact."""
     folder = run / "artifact"
     if (folder / MANIFEST).exists():
-        return read_manifest(folder)
+        finished = read_manifest(folder)
+        _same_rows(run, finished.requests[-1].fingerprints if finished.requests else {}, sources.request)
+        return finished
+    if world().main:
+        _begin(run, sources.request)
+    wait()
     tell("opening the model", 0.0, sources.parent)
     parent = open_handle(sources.parent, template=config.template)
     model = merged(parent.load())
@@ -198,6 +204,29 @@ def unlearn(config: RunConfig, sources: Sources, run: Path, tell: Tell) -> Manif
     )  # fmt: skip
     wait()
     return manifest
+
+
+TRAINED = ("forget", "retain")
+
+
+def _begin(run: Path, request: ForgetRequest) -> None:
+    """Notes which rows the checkpoints are made from, or holds a resumed run to them."""
+    noted = run / "checkpoints" / "rows.json"
+    if noted.exists():
+        _same_rows(run, json.loads(noted.read_text(encoding="utf-8")), request)
+    else:
+        write_json(noted, {name: request.fingerprints[name] for name in TRAINED if name in request.fingerprints})
+
+
+def _same_rows(run: Path, before: Mapping[str, str], request: ForgetRequest) -> None:
+    """UsageError when rows have changed since: an old model must not pass for one that forgot the new rows."""
+    ours = request.fingerprints
+    changed = [name for name in TRAINED if name in before and before[name] != ours.get(name)]
+    if changed:
+        raise UsageError(
+            f"the {' and '.join(changed)} rows are not those that {run} was made from. Choose another --out, or start "
+            "over with --overwrite."
+        )
 
 
 def prepared(
@@ -333,8 +362,6 @@ SHOWN = ("rouge_l_recall", "probability", "extraction_strength")
 
 def examples(job: engine.Audit) -> str:
     """Rows with every model's answer and scores, as JSON lines, for the report's side-by-side view."""
-    import json
-
     lines = []
     for split in (
         s for s in job.splits.values() if s.name.split(":")[0] in EXAMPLES and "_paraphrased" not in s.name
