@@ -43,6 +43,10 @@ def unlearn(argv: list[str]) -> int:
         from expunge.pipeline.run import read_earlier
 
         flags = read_flags(RunConfig, argv[1:], "expunge unlearn RUN", "Serve the next request.")
+        if "forget" not in flags:
+            raise UsageError(
+                f"{argv[0]} is a finished run. Name its next request: expunge unlearn {argv[0]} --forget next.jsonl"
+            )
         before = read_earlier(Path(argv[0])).model_dump(exclude_unset=True)
         keep = {
             k: v
