@@ -11,6 +11,7 @@ from expunge.artifact.evidence import Evidence, conversation
 from expunge.artifact.opening import MANIFEST, open_handle, read_manifest
 from expunge.artifact.store import Lines, cache_dir, write_json, write_text
 from expunge.audits.view import correct, paraphrased, wrong
+from expunge.data.text import windows
 from expunge.pipeline.run import read_earlier
 from expunge.records import Row, UsageError
 from expunge.report import card, page
@@ -63,10 +64,11 @@ def _examples(run: Path) -> int:
 def _store(run: Path, rows: list[Row]) -> int:
     """Erases answers and scores about the rows, in all their wordings, for every model in the shared store."""
     config = read_earlier(run)
+    handle, erased = open_handle(run, template=config.template), 0
+    rows = [*rows, *(piece for row in rows for piece in windows(handle.codec, row))]
     every: list[Any] = [*rows, *paraphrased(rows)]
     every += [correct(row) for row in rows] + [w for row in rows for w in wrong(row)]
     asked = [conversation(row)[0] for row in [*rows, *paraphrased(rows)]]
-    handle, erased = open_handle(run, template=config.template), 0
     for folder in sorted((cache_dir() / "results").glob("*")):
         for answers in sorted(folder.glob("answers-*.jsonl")) or [folder / "answers-0.jsonl"]:
             tokens = int(answers.stem.split("-")[1])

@@ -330,7 +330,8 @@ def audit(
     request = request.replace(
         forget=named.pop("forget"), retain=named.pop("retain"), heldout=named.pop("heldout", ()), others=named
     )
-    splits = engine.splits_of(request, config.seed, sources.earlier)
+    earlier = {name: tuple(p for row in rows for p in windows(fit, row)) for name, rows in sources.earlier.items()}
+    splits = engine.splits_of(request, config.seed, earlier)
     job = engine.Audit(
         models, splits, conventions(config.compat), Lines(run / "results.jsonl"), unseen=unseen(sources, splits),
         surface=surface,
@@ -347,9 +348,11 @@ def unseen(sources: Sources, splits: dict[str, Any]) -> dict[str, str]:
         return {}
     out = {}
     for split in (s for s in splits.values() if s.forgets):
-        rows = sources.request.forget if not split.name.startswith("forget:") else split.rows
-        if not split.name.endswith("_paraphrased") and not control.knows_none_of(rows):
-            out[split.name] = out[f"{split.name}_paraphrased"] = (
+        # Whole rows, as the control's own request held them: what is audited may be windows of them.
+        _, before, name = split.name.removesuffix("_paraphrased").partition("forget:")
+        rows = sources.earlier[name] if before else sources.request.forget
+        if not control.knows_none_of(rows):
+            out[split.name] = (
                 f"the control {control.path} was not made without these rows. Make one that never saw them: "
                 f"{CONTROL_COMMAND}, then pass --control CONTROL"
             )
