@@ -23,16 +23,29 @@ from expunge.pipeline import recipes
 from expunge.pipeline import run as job
 
 BASE = {"steps": 80, "batch_size": 20, "micro_batch": 40, "max_new_tokens": 24, "batch_audit": 128}
+SHORT, LONG = {"steps": 80, "retain.weight": 1.0}, {"steps": 160, "retain.weight": 2.0}
 GRID: list[dict[str, Any]] = [
-    *({"method": "npo", "lr": lr, "forget.beta": b} for lr in (3e-4, 5e-4, 1e-3) for b in (0.1, 0.3, 1.0)),
-    *({"method": "simnpo", "lr": lr, "forget.beta": b} for lr in (5e-4, 1e-3) for b in (1.5, 2.5)),
-    *({"method": "graddiff", "lr": lr, "retain.weight": 3.0} for lr in (2e-4, 5e-4)),
-    *({"method": "kl", "lr": lr, "retain.weight": 3.0} for lr in (2e-4, 5e-4)),
     *(
-        {"method": "rmu", "lr": 1e-3, "forget.layer": "1", "forget.coeff": c, "retain.weight": 5.0}
-        for c in (3.0, 6.5)
+        {"method": "npo", "lr": 1e-3, "forget.beta": b, **how}
+        for b in (0.05, 0.1, 0.3)
+        for how in (SHORT, LONG)
     ),
-    {"method": "idk", "lr": 5e-4},
+    {"method": "npo", "lr": 2e-3, "forget.beta": 0.1, **LONG},
+    *({"method": "simnpo", "lr": 1e-3, "forget.beta": b, **how} for b in (0.7, 1.5) for how in (SHORT, LONG)),
+    *({"method": m, "lr": 5e-4, "retain.weight": w} for m in ("graddiff", "kl") for w in (3.0, 10.0)),
+    *({"method": m, "lr": 2e-4, "retain.weight": 3.0} for m in ("graddiff", "kl")),
+    *(
+        {
+            "method": "rmu",
+            "lr": 3e-3,
+            "forget.layer": "2",
+            "forget.coeff": 20.0,
+            "retain.weight": w,
+            "steps": 150,
+        }
+        for w in (1.0, 3.0)
+    ),
+    *({"method": "idk", "lr": 5e-4, "retain.weight": w} for w in (1.0, 3.0)),
     {"method": "ga", "lr": 2e-4},
 ]
 KEPT = ("retain", "retain_paraphrased", "neighbours")
@@ -99,7 +112,7 @@ def sweep(grid: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     """One row of the sweep, for the terminal."""
-    setting = {k: v for k, v in row.items() if k in ("method", "lr") or "." in k}
+    setting = {k: v for k, v in row.items() if k in ("method", "lr", "steps") or "." in k}
     if "broke" in row:
         return f"{setting} world {row['world']}: broke"
     judged = f"kept {row['kept']:.3f} distance {row['distance']:.3f} KS {row['ks_distance']:.3f}"
@@ -117,7 +130,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = sweep(GRID[4:5] if args.quick else GRID, Path(folder))
+        found = sweep(GRID[2:3] if args.quick else GRID, Path(folder))
     text = json.dumps(found, indent=1)
     if args.json:
         args.json.write_text(text + "\n", encoding="utf-8")

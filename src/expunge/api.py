@@ -71,16 +71,20 @@ def _files(request: ForgetRequest, folder: Path) -> dict[str, str]:
     named = {"forget": request.forget, "retain": request.retain, "heldout": request.heldout}
     out = {}
     for name, rows in named.items():
+        path = folder / f"{request.name if name == 'forget' else name}.jsonl"
         if rows:
-            write_text(folder / f"{name}.jsonl", write_rows(rows))
-            out[name] = str(folder / f"{name}.jsonl")
+            write_text(path, write_rows(rows))
+            out[name] = str(path)
+    for name, rows in request.others.items():
+        write_text(folder / "others" / f"{name}.jsonl", write_rows(rows))
+        out["others"] = str(folder / "others")
     return out
 
 
 def _folder(request: ForgetRequest) -> Path:
     from expunge.artifact.store import cache_dir
 
-    return cache_dir() / "requests" / digest(request.fingerprints)
+    return cache_dir() / "requests" / digest(request.name, request.fingerprints)
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:

@@ -87,14 +87,24 @@ def _literals(tree: ast.Module) -> dict[str, Any]:
     return found
 
 
-def _hyper(function: ast.FunctionDef) -> tuple[Hyper, ...]:
+def _hyper(function: ast.FunctionDef, path: Path) -> tuple[Hyper, ...]:
     pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     return tuple(
-        Hyper(
-            a.arg, ast.unparse(a.annotation) if a.annotation else "float", ast.literal_eval(d) if d else None
-        )
+        Hyper(a.arg, ast.unparse(a.annotation) if a.annotation else "float", _default(d, a.arg, path))
         for a, d in pairs
     )
+
+
+def _default(node: ast.expr | None, name: str, path: Path) -> Any:
+    if node is None:
+        raise UsageError(f"{path}: hyper-parameter '{name}' needs a default.")
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise UsageError(
+            f"{path} line {node.lineno}: the default of '{name}' must be a plain number, text or bool, because it is "
+            f"read without running the file; it is {ast.unparse(node)}."
+        ) from None
 
 
 COMPANIONS = ("needs", "trains", "init", "prepare")
@@ -113,7 +123,7 @@ def read_objectives(path: Path, module: str) -> dict[str, Objective]:
         text = _docstring(node)
         found[node.name] = Objective(
             node.name, module, path, first_line(text), _citation(text) or _citation(_docstring(tree)), needs,
-            _hyper(node), reduction,
+            _hyper(node, path), reduction,
         )  # fmt: skip
     return found
 

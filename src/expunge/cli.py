@@ -86,6 +86,7 @@ def read_flags(kind: type[Frozen], argv: list[str], prog: str, description: str)
     from pydantic import ValidationError
 
     rest, terms = take_terms(argv)
+    rest = folded(rest, "--gate")
     shown = _without_terms(kind)
     try:
         given = tyro.cli(
@@ -116,6 +117,22 @@ def _without_terms(kind: type[Frozen]) -> type[Frozen]:
     suppress: Any = tyro.conf.Suppress
     fields: dict[str, Any] = {"terms": (suppress[hidden.annotation], hidden)}
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
+
+
+def folded(argv: list[str], flag: str) -> list[str]:
+    """Several `--flag A` as one `--flag A B`, so that none is dropped."""
+    rest: list[str] = []
+    values: list[str] = []
+    here = False
+    for arg in argv:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("-"):
+            here = name == flag
+        if here:
+            values += [value] if equals else [] if arg == flag else [arg]
+        else:
+            rest.append(arg)
+    return [*rest, flag, *values] if values else argv
 
 
 def mentioned(field: str, argv: list[str]) -> bool:

@@ -226,8 +226,10 @@ class RunConfig(TrainConfig):
     """JSON-lines file of what to keep."""
     heldout: str | None = None
     """JSON-lines file of matched rows that the model never saw."""
+    others: str | None = None
+    """Directory of JSON-lines files, each a further split to audit (neighbours.jsonl, general.jsonl, …)."""
     tofu: str | None = None
-    """TOFU: its directory or hub id, instead of --forget/--retain."""
+    """TOFU: its directory or hub id, instead of --forget; --retain then replaces its retain split."""
     split: str = "forget10"
     """Which forget split of TOFU."""
     world_seed: int = Field(default=0, ge=0)
@@ -265,9 +267,9 @@ class RunConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _one_source(self) -> RunConfig:
-        if self.tofu and (self.forget or self.retain):
-            raise ValueError("--tofu brings its own splits; leave out --forget and --retain")
-        if self.retain and not self.forget:
+        if self.tofu and self.forget:
+            raise ValueError("--tofu brings its own splits; leave out --forget")
+        if self.retain and not (self.forget or self.tofu):
             raise ValueError("--retain without --forget: name both files")
         if self.model and not (self.forget or self.tofu):
             raise ValueError("--model needs what to forget: --forget F.jsonl --retain R.jsonl, or --tofu DIR")

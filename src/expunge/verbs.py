@@ -34,6 +34,12 @@ def run(argv: list[str]) -> int:
     return _main_job(run_config(argv, "run", "Unlearn, audit, report."), audits=True)
 
 
+UNLEARN = (
+    "Make a model forget, without audits. On a run directory, serve its next request and audit every earlier one "
+    "again: expunge unlearn RUN --forget next.jsonl"
+)
+
+
 def unlearn(argv: list[str]) -> int:
     """expunge unlearn [RUN | RECIPE] [flags]: on a run, the next request; its audits cover every earlier one."""
     from expunge.pipeline.resolve import is_run
@@ -57,7 +63,14 @@ def unlearn(argv: list[str]) -> int:
         stated = {f"{role}.{name}": v for role, values in terms.items() for name, v in values.items()}
         config = recipes.configure({**keep, **stated}, {**flags, "model": argv[0]})
         return _main_job(config, audits=True)
-    return _main_job(run_config(argv, "unlearn", "Make a model forget, without audits."), audits=False)
+    return _main_job(
+        run_config(
+            argv,
+            "unlearn",
+            UNLEARN,
+        ),
+        audits=False,
+    )
 
 
 def _main_job(config: RunConfig, *, audits: bool) -> int:
@@ -103,6 +116,10 @@ class ControlConfig(TrainConfig):
     """JSON-lines file of what the control must never have seen."""
     retain: str | None = None
     """retrained: JSON-lines file to train on."""
+    tofu: str | None = None
+    """TOFU: its directory or hub id, instead of --forget/--retain."""
+    split: str = "forget10"
+    """Which forget split of TOFU."""
     matched: str | None = None
     """data_side: JSON-lines file of matched, never-seen rows."""
     template: str | None = None
@@ -177,15 +194,16 @@ def audit(argv: list[str]) -> int:
 
 
 def compare(argv: list[str]) -> int:
-    """expunge compare RUN RUN … [--out FILE]"""
+    """expunge compare RUN RUN … [--out PAGE.html]"""
     from expunge.report.compare import compare_page, compare_table
 
-    paths, out = _runs(argv, "compare"), option(argv, "--out")
-    if len(paths) < 2:
-        raise UsageError("expunge compare needs two runs or more: expunge compare runs/a runs/b")
+    usage = "compare RUN RUN … [--out PAGE.html]"
+    names, flags = plain_arguments(argv, usage, least=2, most=1000, flags=("--out",))
+    paths = _runs(names)
     console.print(compare_table(paths))
-    if out:
-        console.print(f"page: {relative(compare_page(paths, Path(out)))}", highlight=False, soft_wrap=True)
+    if "--out" in flags:
+        page = compare_page(paths, Path(flags["--out"]))
+        console.print(f"page: {relative(page)}", highlight=False, soft_wrap=True)
     return Exit.DONE
 
 
@@ -195,17 +213,17 @@ def report(argv: list[str]) -> int:
     from expunge.report.flat import write_csv
     from expunge.report.page import write_report
 
-    (run,) = _runs(argv, "report", exactly_one=True)
+    names, _ = plain_arguments(argv, "report RUN", least=1, most=1)
+    (run,) = _runs(names)
     write_csv(run)
-    write_card(run)
+    if (run / "artifact").exists():
+        write_card(run)
     console.print(f"report: {relative(write_report(run))}", highlight=False, soft_wrap=True)
     return Exit.DONE
 
 
-def _runs(argv: list[str], verb: str, exactly_one: bool = False) -> list[Path]:
-    names = [a for i, a in enumerate(argv) if not a.startswith("--") and (i == 0 or argv[i - 1] != "--out")]
-    if not names or (exactly_one and len(names) != 1) or "--help" in argv or "-h" in argv:
-        raise UsageError(f"usage: expunge {verb} RUN{'' if exactly_one else ' RUN … [--out PAGE.html]'}")
+def _runs(names: list[str]) -> list[Path]:
+    """Directories of audited runs."""
     for name in names:
         if not (Path(name) / "results.json").exists():
             raise UsageError(
@@ -214,14 +232,35 @@ def _runs(argv: list[str], verb: str, exactly_one: bool = False) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def option(argv: list[str], name: str) -> str | None:
-    """The value behind a flag; UsageError when there is none."""
-    if name not in argv:
-        return None
-    at = argv.index(name) + 1
-    if at >= len(argv):
-        raise UsageError(f"{name} needs a value.")
-    return argv[at]
+def plain_arguments(
+    argv: list[str], usage: str, *, least: int, most: int, flags: tuple[str, ...] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Names and `--flag value` pairs of a verb that has few; prints `usage` for --help and ends.
+
+    Raises UsageError for an unknown flag, a flag without a value, too few names or too many.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(f"usage: expunge {usage}")
+        raise SystemExit(Exit.DONE)
+    names: list[str] = []
+    given: dict[str, str] = {}
+    items = iter(argv)
+    for arg in items:
+        flag, equals, value = arg.partition("=")
+        if not arg.startswith("-"):
+            names.append(arg)
+        elif flag not in flags:
+            raise UsageError(
+                f"{flag} is not a flag of this verb.{nearest(flag, flags)} usage: expunge {usage}"
+            )
+        else:
+            found = value if equals else next(items, None)
+            if found is None:
+                raise UsageError(f"{flag} needs a value. usage: expunge {usage}")
+            given[flag] = found
+    if not least <= len(names) <= most:
+        raise UsageError(f"usage: expunge {usage}")
+    return names, given
 
 
 def positional(argv: list[str], verb: str, what: str) -> tuple[str, list[str]]:
@@ -272,9 +311,10 @@ def world(argv: list[str]) -> int:
 
 def listing(argv: list[str]) -> int:
     """expunge list methods|objectives|audits|suites|recipes|quantities"""
-    what = argv[0] if argv else ""
+    usage = f"list {'|'.join(LISTS)}"
+    what = plain_arguments(argv, usage, least=1, most=1)[0][0]
     if what not in LISTS:
-        raise UsageError(f"usage: expunge list {'|'.join(LISTS)}{nearest(what, LISTS)}")
+        raise UsageError(f"there is no list of '{what}'.{nearest(what, LISTS)} usage: expunge {usage}")
     console.print(LISTS[what]())
     return Exit.DONE
 
@@ -344,6 +384,7 @@ def doctor(argv: list[str]) -> int:
     """expunge doctor"""
     from expunge.pipeline.doctor import findings
 
+    plain_arguments(argv, "doctor", least=0, most=0)
     found = findings()
     for name, value, good in found:
         console.print(f"{'ok ' if good else '!! '} {name:14} {value}", highlight=False, soft_wrap=True)
@@ -374,7 +415,9 @@ def purge(argv: list[str]) -> int:
     """expunge purge RUN: erases forget text; numbers and weights stay"""
     from expunge.pipeline.purge import purge as erase
 
-    target, _ = positional(argv, "purge", "a run directory")
-    for name, count in erase(Path(target)).items():
+    names, _ = plain_arguments(
+        argv, "purge RUN   (erases forget text; numbers and weights stay)", least=1, most=1
+    )
+    for name, count in erase(Path(names[0])).items():
         console.print(f"{name}: {json.dumps(count)}", highlight=False)
     return Exit.DONE

@@ -116,7 +116,7 @@ class ModelHandle:
         return self._open_parent() if self._open_parent else None
 
     def dial(self, alpha: float) -> ModelHandle:
-        """Weights (1 - alpha) * parent + alpha * this one (Yang et al. 2024, arXiv 2406.09179: model mixing)."""
+        """Weights (1 - alpha) * parent + alpha * this one (model mixing, arXiv 2406.09179)."""
         if self._open_parent is None:
             raise UsageError("dial needs the model this one was made from; its manifest names no parent.")
 

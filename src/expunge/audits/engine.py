@@ -164,7 +164,8 @@ class Audit:
                     yield split, model, lambda a=audit, s=split, m=model: self._rowwise(a, s, m)  # type: ignore[misc]
             return
         for split in self._aggregate_splits(name):
-            for model in present:
+            # The control cannot be held against itself.
+            for model in (m for m in present if (name, m) != ("forget_quality", "control")):
                 yield split, model, lambda s=split, m=model: self._aggregate(name, s, m)  # type: ignore[misc]
 
     def _aggregate_splits(self, name: str) -> list[str]:
@@ -245,8 +246,6 @@ class Audit:
             interval, used, missing = aggregates.utility(view)
             return _measured(interval) | {"details": {"used": used, "missing": missing}}
         other = self._seen_by(split, "control")
-        if model == "control":
-            raise UsageError("the control is what the others are compared with.")
         quality = aggregates.forget_quality(view, other, split, split)
         distance = quality.distance
         if quality.p is None:

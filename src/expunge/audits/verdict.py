@@ -163,7 +163,10 @@ def _why_nothing(table: Table) -> str:
             "No judgement: the original and the control cannot be told apart on these rows, or there are too few of "
             "them, so there is nothing to measure forgetting against."
         )
-    return "No judgement: there is no control that never knew, so there is nothing to compare the unlearned model with."
+    return (
+        "No judgement: no control that never knew these rows stands beside the model, so there is nothing to compare "
+        "it with."
+    )
 
 
 def _evidence(table: Table, audit: str, split: str) -> str:

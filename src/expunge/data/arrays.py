@@ -20,7 +20,9 @@ class ArrayRow(NamedTuple):
     alternative: int | None = None
 
 
-def array_rows(x: np.ndarray, y: Sequence[int] | np.ndarray, entities: Sequence[str] | None = None) -> tuple[ArrayRow, ...]:
+def array_rows(
+    x: np.ndarray, y: Sequence[int] | np.ndarray, entities: Sequence[str] | None = None
+) -> tuple[ArrayRow, ...]:
     """Rows from features (N, ...) and labels (N,); without `entities` each row is its own.
 
     Raises UsageError when the lengths differ.

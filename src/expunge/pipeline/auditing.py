@@ -74,13 +74,20 @@ def _audited(
 ) -> job.Outcome:
     with job.Phases(run).timed("audit"):
         results = job.audit(config, sources, run, tell, target=str(target), surface=surface)
-    return job.finish(config, sources, run, [*_other_surface(run, surface), *results], tell, target=target)
+    return job.finish(config, sources, run, [*_before(run, results, config), *results], tell, target=target)
 
 
-def _other_surface(run: Path, surface: Surface) -> list[AuditResult]:
-    """What was measured on the other surface stays in the table: it is never hidden."""
+def _before(run: Path, results: list[AuditResult], config: RunConfig) -> list[AuditResult]:
+    """What an earlier audit measured and this one did not (the other surface, other metrics) stays in the table,
+    unless it was measured by other conventions or against another control."""
     path = run / "results.json"
     if not path.exists():
         return []
-    stored = json.loads(path.read_text(encoding="utf-8"))["results"]
-    return [r for r in (AuditResult.model_validate(row) for row in stored) if r.surface != surface]
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if any(
+        stored["config"].get(name) != getattr(config, name) for name in ("control", "control_kind", "compat")
+    ):
+        return []
+    new = {(r.audit, r.split, r.model, r.surface) for r in results}
+    old = [AuditResult.model_validate(row) for row in stored["results"]]
+    return [r for r in old if (r.audit, r.split, r.model, r.surface) not in new]

@@ -10,7 +10,7 @@ from expunge.artifact.model import merged
 from expunge.artifact.opening import MANIFEST, now, open_handle, save_artifact, versions
 from expunge.artifact.store import whole_directory, write_json, write_text
 from expunge.data.duplicates import near_duplicates
-from expunge.data.request import ForgetRequest, read_rows, row_digest, write_rows
+from expunge.data.request import ForgetRequest, read_rows, row_digest, tofu_request, write_rows
 from expunge.data.text import windows
 from expunge.methods.gradient import Loop, train
 from expunge.methods.terms import bind
@@ -60,8 +60,12 @@ def _never_saw(forget: tuple[Any, ...]) -> dict[str, Any]:
 
 def _retrained(config: Any, out: Path, tell: Tell) -> Path:
     """Trains a base on the retain rows, and on nothing that is to be forgotten."""
-    _need(config, "retrained", "base", "forget", "retain")
-    request = ForgetRequest.from_files(config.forget, config.retain, near="drop")
+    if config.tofu:
+        _need(config, "retrained", "base")
+        request = tofu_request(config.tofu, config.split)
+    else:
+        _need(config, "retrained", "base", "forget", "retain")
+        request = ForgetRequest.from_files(config.forget, config.retain, near="drop")
     base = open_handle(config.base, template=config.template)
     model = merged(base.load())
     rows = tuple(piece for row in request.retain for piece in windows(base.codec, row))
@@ -100,7 +104,11 @@ def _predecessor(config: Any, out: Path, tell: Tell) -> Path:
 def _fields(
     forget: tuple[Any, ...], prints: dict[str, str], kind: ControlKind, config: Any
 ) -> dict[str, Any]:
-    served = Served(name=Path(config.forget).stem, rows=len(forget), fingerprints=prints)
+    served = Served(
+        name=Path(config.forget).stem if config.forget else config.split,
+        rows=len(forget),
+        fingerprints=prints,
+    )
     return {"requests": (served,), "control_kind": kind, "method": kind, "intention": "control", "seed": config.seed,
             "template": config.template, "created": now()}  # fmt: skip
 

@@ -31,6 +31,7 @@ def purge(run: Path) -> dict[str, int]:
     counts = {"stored results": _store(run, rows), "examples": _examples(run)}
     counts["request files"] = len(list((run / "requests").glob("*.jsonl")))
     shutil.rmtree(run / "requests", ignore_errors=True)
+    counts["rows handed over from Python"] = _handed_over(run)
     counts["checkpoints"] = len(list((run / "checkpoints").glob("step-*")))
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     manifest = read_manifest(run / "artifact")
@@ -45,6 +46,17 @@ def purge(run: Path) -> dict[str, int]:
         page.write_report(run)
         card.write_card(run)
     return counts
+
+
+def _handed_over(run: Path) -> int:
+    """Removes the files that the Python interface wrote for this run's request; returns how many there were."""
+    config, ours = read_earlier(run), (cache_dir() / "requests").resolve()
+    folders = {Path(p).resolve().parent for p in (config.forget, config.retain, config.heldout) if p}
+    mine = [folder for folder in folders if folder.parent == ours and folder.is_dir()]
+    count = sum(len(list(folder.rglob("*.jsonl"))) for folder in mine)
+    for folder in mine:
+        shutil.rmtree(folder)
+    return count
 
 
 def _rows(path: Path) -> list[Row]:

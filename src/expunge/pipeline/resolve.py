@@ -72,12 +72,28 @@ def is_run(path: str) -> bool:
 def request_of(config: RunConfig) -> ForgetRequest:
     """The request that a configuration's files describe."""
     if config.tofu:
-        return tofu_request(config.tofu, config.split, config.reason).checked(config.near_duplicates)
+        request = tofu_request(config.tofu, config.split, config.reason)
+        if config.retain:  # the given rows are then what is kept, in training and in audits
+            others = {name: rows for name, rows in request.others.items() if name != "retain_eval"}
+            request = request.replace(retain=read_rows(config.retain, "--retain"), others=others)
+        return request.checked(config.near_duplicates)
     if config.forget is None or config.retain is None:
         raise UsageError("--forget needs --retain: name a file of what to keep.")
-    return ForgetRequest.from_files(
+    request = ForgetRequest.from_files(
         config.forget, config.retain, config.heldout, reason=config.reason, near=config.near_duplicates
     )
+    return request.replace(others=other_splits(config.others)) if config.others else request
+
+
+def other_splits(where: str) -> dict[str, tuple[Any, ...]]:
+    """Further splits, one JSON-lines file each, named by the file. AbsentError when the directory has none."""
+    files = sorted(Path(where).glob("*.jsonl"))
+    if not files:
+        raise AbsentError(
+            f"--others: {where} holds no .jsonl file; name a directory with one file per split."
+        )
+    known = ("forget", "retain", "heldout")
+    return {path.stem: read_rows(path, "--others") for path in files if path.stem not in known}
 
 
 def world_request(config: RunConfig) -> ForgetRequest:

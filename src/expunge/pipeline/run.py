@@ -145,7 +145,6 @@ def run(config: RunConfig, tell: Tell, *, audits: bool = True) -> Outcome:
     if not world().main:
         return Outcome(directory, [], None, [])
     if not audits:
-        card.write_card(directory)
         return Outcome(directory, [], None, [])
     with phases.timed("audit"):
         results = audit(config, sources, directory, tell)
