@@ -108,16 +108,32 @@ def whole_directory(path: Path) -> Iterator[Path]:
             raise
 
 
+DECIDING = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
+    "adapter_config.json",
+)  # fmt: skip
+
+
 def weights_digest(folder: Path) -> str:
-    """Content digest of a model directory: its safetensors, configuration and tokenizer."""
+    """Content digest of a model directory: its safetensors and all files beside them that decide what it says."""
     h = hashlib.sha256()
-    names = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
-    for path in (p for p in names if p.exists()):
+    for path in (*sorted(folder.glob("*.safetensors")), *(p for n in DECIDING if (p := folder / n).exists())):
         h.update(path.name.encode())
+        if path.name == "adapter_config.json":
+            h.update(_adapter_settings(path))
+            continue
         with path.open("rb") as file:
             while chunk := file.read(1 << 22):
                 h.update(chunk)
     return h.hexdigest()[:16]
+
+
+def _adapter_settings(path: Path) -> bytes:
+    """An adapter's settings without the place of its base, sets in order: peft writes them as they come."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    found.pop("base_model_name_or_path", None)
+    ordered = {k: sorted(v, key=str) if isinstance(v, list) else v for k, v in found.items()}
+    return json.dumps(ordered, sort_keys=True).encode()
 
 
 class Lines:
@@ -140,7 +156,9 @@ class Lines:
         with spoken_io(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
-                if fcntl:  # released when the file closes; else another's half-written line would look cut short
+                if (
+                    fcntl
+                ):  # released when the file closes; else another's half-written line would look cut short
                     fcntl.flock(file, fcntl.LOCK_EX)
                 _mend(file)
                 file.write(text.encode())
