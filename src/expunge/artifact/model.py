@@ -130,8 +130,9 @@ class ModelHandle:
 
         manifest = self.manifest.model_copy(update={"digest": digest(self.manifest.digest, "dial", alpha)})
         return ModelHandle(
-            manifest, self.codec, load, open_parent=self._open_parent, batch_size=self.batch_size
-        )
+            manifest, self.codec, load, open_parent=self._open_parent, open_held=self._open_held,
+            batch_size=self.batch_size,
+        )  # fmt: skip
 
 
 def merged(model: nn.Module) -> nn.Module:
