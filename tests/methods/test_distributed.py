@@ -51,7 +51,8 @@ def test_two_processes_are_one(tmp_path: Path, method: str) -> None:
         own |= {asked.retain[i].id for s in r["steps"] for i in s["retain"]}
         probe = {row.id for row in asked.retain} if r["rank"] == 0 else set()
         assert own <= ids <= own | probe
-    curves_close(steps(tmp_path / "two"), events)
+    # KL begins at 0 up to rounding, and AdamW makes whole steps of rounding
+    curves_close(steps(tmp_path / "two"), events, 5e-5 if method == "kl" else 1e-5)
     both: list[dict[str, Tensor]] = [torch.load(tmp_path / "two" / f"weights-{rank}.pt") for rank in (0, 1)]
     assert all(torch.equal(both[0][n], both[1][n]) for n in alone)
     close(both[0], alone)
