@@ -291,7 +291,7 @@ def read_hyper(role: str, objective: Objective, given: dict[str, Any]) -> dict[s
         kind = known[name].type.split("|")[0].strip()
         try:
             out[name] = PARSERS.get(kind, str)(raw)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             raise UsageError(f"--{role}.{name} {raw}: '{raw}' is not a {kind}.") from None
     return out
 
