@@ -20,7 +20,7 @@ from expunge.data.refusals import REFUSALS
 from expunge.data.request import ForgetRequest
 from expunge.data.text import PLAIN, Codec
 from expunge.methods.terms import Term
-from expunge.pipeline.run import with_adapter
+from expunge.pipeline.unlearning import with_adapter
 from expunge.records import Manifest, Row, RunConfig, TrainConfig
 from expunge.tasks.causal_lm import CausalLM
 from support.family import Family, fit, seeds

@@ -22,7 +22,7 @@ from expunge.data.request import ForgetRequest
 from expunge.methods import checkpoints
 from expunge.methods.distributed import World, sum_gradients, sum_over_ranks, wait, world
 from expunge.methods.sampling import Step, schedule
-from expunge.methods.terms import Combiner, Fixed, Term
+from expunge.methods.terms import Combiner, Fixed, Term, trained_names
 from expunge.records import BrokenRunError, TrainConfig
 from expunge.tasks.quantities import Task, parse
 from expunge.tasks.reference import Reference
@@ -104,12 +104,8 @@ def train(loop: Loop) -> nn.Module:
 
 def select_trainable(loop: Loop) -> None:
     """Freezes what no term trains; without a term that says so, everything that was trainable stays so."""
-    depth = loop.task.depth(loop.model) if any(hasattr(t.module, "trains") for t in loop.terms) else 0
-    chosen = [b for t in loop.terms if (b := t.blocks(depth)) is not None]
-    if not chosen or hasattr(loop.model, "peft_config"):
-        return
-    names = {name for blocks in chosen for name in loop.task.trainable(loop.model, blocks)}
-    for name, p in loop.model.named_parameters():
+    names = set() if hasattr(loop.model, "peft_config") else trained_names(loop.terms, loop.task, loop.model)
+    for name, p in loop.model.named_parameters() if names else ():
         p.requires_grad_(name in names)
 
 

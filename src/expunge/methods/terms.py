@@ -8,11 +8,11 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from expunge import catalog
 from expunge.records import UsageError
-from expunge.tasks.quantities import Blocks, Name, parse
+from expunge.tasks.quantities import Blocks, Name, Task, parse
 
 
 class Term(NamedTuple):
@@ -114,6 +114,15 @@ def _bind(role: str, name: str, hyper: dict[str, Any], width: int, seed: int) ->
         parse(quantity)
     used = {k: v for k, v in state.items() if k in objective.needs}
     return Term(role, objective.name, function, arguments, hyper, weight, objective.reduction, module, used)
+
+
+def trained_names(terms: list[Term], task: Task, model: nn.Module) -> set[str]:
+    """Names of the parameters that some term says it trains; empty when none does, which means all of them."""
+    if not any(hasattr(t.module, "trains") for t in terms):
+        return set()
+    depth = task.depth(model)
+    chosen = [blocks for t in terms if (blocks := t.blocks(depth)) is not None]
+    return {name for blocks in chosen for name in task.trainable(model, blocks)}
 
 
 class Combiner(Protocol):

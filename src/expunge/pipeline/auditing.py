@@ -9,6 +9,7 @@ from typing import Any
 from expunge.artifact.store import spoken_io
 from expunge.pipeline import recipes
 from expunge.pipeline import run as job
+from expunge.pipeline.measuring import audit
 from expunge.pipeline.resolve import (
     Sources,
     Tell,
@@ -73,7 +74,7 @@ def _audited(
     config: RunConfig, sources: Sources, run: Path, target: Path, surface: Surface, tell: Tell
 ) -> job.Outcome:
     with job.Phases(run).timed("audit"):
-        results = job.audit(config, sources, run, tell, target=str(target), surface=surface)
+        results = audit(config, sources, run, tell, target=str(target), surface=surface)
     return job.finish(config, sources, run, [*_before(run, results, config), *results], tell, target=target)
 
 

@@ -1,0 +1,116 @@
+"""The audit phase: evidence of every model, the suite, and rows side by side for the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from expunge.artifact.evidence import Evidence, conversation
+from expunge.artifact.model import ModelHandle
+from expunge.artifact.opening import open_handle
+from expunge.artifact.store import Lines, cache_dir, write_text
+from expunge.audits import engine
+from expunge.data.text import windows
+from expunge.metrics.conventions import conventions
+from expunge.pipeline.resolve import Sources, Tell
+from expunge.records import CONTROL_COMMAND, AuditResult, Row, RunConfig
+
+
+def gathered(
+    config: RunConfig, sources: Sources, target: str, surface: str, tell: Tell
+) -> tuple[engine.Models, dict[str, ModelHandle]]:
+    """Evidence of the models that an audit compares, shared with every other run by content."""
+    store = cache_dir() / "results"
+    where = {"original": sources.original, "unlearned": target}
+    if sources.control:
+        where["control"] = sources.control.path
+    if sources.control_2:
+        where["control_2"] = sources.control_2
+    handles = {
+        n: open_handle(p, template=config.template, batch_size=config.batch_audit) for n, p in where.items()
+    }
+    if surface == "held":
+        handles["unlearned"] = handles["unlearned"].held
+
+    def evidence(name: str) -> Evidence:
+        def progress(done: int, total: int) -> None:
+            tell(f"auditing the {name.replace('_', ' ')}", done / total, f"{done} of {total} rows")
+
+        return Evidence(handles[name], store, max_tokens=config.max_new_tokens, progress=progress)
+
+    matched = sources.control.matched if sources.control else ()
+    return engine.Models(**{name: evidence(name) for name in handles}, matched=matched), handles
+
+
+def audit(
+    config: RunConfig, sources: Sources, run: Path, tell: Tell, *, target: str = "", surface: str = "served"
+) -> list[AuditResult]:
+    """All results of the run's suite, appended to results.jsonl as they finish.
+
+    target: the model to audit, the run's own by default. surface: `held` takes an adapter off first.
+    """
+    models, handles = gathered(config, sources, target or str(run), surface, tell)
+    fit = handles["original"].codec
+    request = sources.request
+    named = {name: tuple(p for row in rows for p in (windows(fit, row) if isinstance(row, Row) else [row]))
+             for name, rows in request.splits.items()}  # fmt: skip
+    request = request.replace(
+        forget=named.pop("forget"), retain=named.pop("retain"), heldout=named.pop("heldout", ()), others=named
+    )
+    earlier = {
+        name: tuple(p for row in rows for p in windows(fit, row)) for name, rows in sources.earlier.items()
+    }
+    splits = engine.splits_of(request, config.seed, earlier)
+    job = engine.Audit(
+        models, splits, conventions(config.compat), Lines(run / "results.jsonl"), unseen=unseen(sources, splits),
+        surface=surface,
+    )  # fmt: skip
+    results = job.run(engine.suite(config.suite))
+    write_text(run / "examples.jsonl", examples(job))
+    return results
+
+
+def unseen(sources: Sources, splits: dict[str, Any]) -> dict[str, str]:
+    """Splits on which the control may not stand as one that never knew, with the reason."""
+    control = sources.control
+    if control is None:
+        return {}
+    out = {}
+    for split in (s for s in splits.values() if s.forgets):
+        # Whole rows, as the control's own request held them: what is audited may be windows of them.
+        _, before, name = split.name.removesuffix("_paraphrased").partition("forget:")
+        rows = sources.earlier[name] if before else sources.request.forget
+        if not control.knows_none_of(rows):
+            out[split.name] = (
+                f"the control {control.path} was not made without these rows. Make one that never saw them: "
+                f"{CONTROL_COMMAND}, then pass --control CONTROL"
+            )
+    return out
+
+
+EXAMPLES = {"forget": None, "retain": 20}
+SHOWN = ("rouge_l_recall", "probability", "extraction_strength")
+
+
+def examples(job: engine.Audit) -> str:
+    """Rows with every model's answer and scores, as JSON lines, for the report's side-by-side view."""
+    lines = []
+    for split in (
+        s for s in job.splits.values() if s.name.split(":")[0] in EXAMPLES and "_paraphrased" not in s.name
+    ):
+        seen = [
+            m
+            for m, v in job.views.items()
+            if split.name in v.splits and v.splits[split.name].rows == split.rows
+        ]
+        answers = {m: job.views[m].offer(split.name, "answers") for m in seen}
+        scores = {m: {a: job.per_row(a, split.name, m) for a in SHOWN} for m in seen}
+        for i, row in enumerate(split.rows[: EXAMPLES[split.name.split(":")[0]]]):
+            asked, reference = conversation(row)
+            lines.append({
+                "split": split.name, "id": row.id, "entity": row.entity, "question": asked[-1]["content"],
+                "reference": reference, "answers": {m: answers[m][i] for m in seen},
+                "scores": {m: {a: values[i] for a, values in scores[m].items()} for m in seen},
+            })  # fmt: skip
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

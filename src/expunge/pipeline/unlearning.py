@@ -1,0 +1,143 @@
+"""The unlearning phase: from a request and a parent model to the run's artifact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge import catalog
+from expunge.artifact.model import ModelHandle, merged
+from expunge.artifact.opening import MANIFEST, now, open_handle, read_manifest, save_artifact
+from expunge.artifact.store import write_json, write_text
+from expunge.data.request import ForgetRequest, write_rows
+from expunge.data.text import windows
+from expunge.methods.distributed import wait, world
+from expunge.methods.gradient import Loop, train
+from expunge.methods.terms import Term, bind, settings, trained_names
+from expunge.pipeline.resolve import Sources, Tell
+from expunge.records import AbsentError, Manifest, Parent, RunConfig, Served, UsageError
+from expunge.tasks.causal_lm import CausalLM, width
+
+
+def unlearn(config: RunConfig, sources: Sources, run: Path, tell: Tell) -> Manifest:
+    """Trains the unlearned model, unless the run has it already, and saves it as the run's artifact."""
+    folder = run / "artifact"
+    if (folder / MANIFEST).exists():
+        finished = read_manifest(folder)
+        _same_rows(run, finished.requests[-1].fingerprints if finished.requests else {}, sources.request)
+        return finished
+    if world().main:
+        _begin(run, sources.request)
+    wait()
+    tell("opening the model", 0.0, sources.parent)
+    parent = open_handle(sources.parent, template=config.template)
+    model = merged(parent.load())
+    task = CausalLM(parent.codec, next(model.parameters()).device)
+    method = catalog.find_method(config.method)
+    request = prepared(config, method, parent, sources.request)
+    terms = bind(method, config.terms, width=width(model), seed=config.seed)
+    model = with_adapter(config, model, task, terms)
+
+    def report(step: int, steps: int, losses: dict[str, float]) -> None:
+        tell("unlearning", step / steps, "  ".join(f"{name} {value:.3g}" for name, value in losses.items()))
+
+    train(Loop(task, model, request, terms, config, run, report))
+    if not world().main:
+        wait()
+        return parent.manifest
+    served = (*sources.served, _serve(run, sources))
+    _copy_earlier(run, sources)
+    manifest = save_artifact(
+        folder, model, parent.codec.tokenizer, parent=Parent(path=str(Path(sources.parent).resolve() if
+        Path(sources.parent).exists() else sources.parent), digest=parent.manifest.digest), requests=served,
+        method=config.method, intention=method.intention, terms=settings(method, config.terms), seed=config.seed,
+        template=parent.codec.template, created=now(), notes={"citation": method.citation},
+    )  # fmt: skip
+    wait()
+    return manifest
+
+
+TRAINED = ("forget", "retain")
+
+
+def _begin(run: Path, request: ForgetRequest) -> None:
+    """Notes which rows the checkpoints are made from, or holds a resumed run to them."""
+    noted = run / "checkpoints" / "rows.json"
+    if noted.exists():
+        _same_rows(run, json.loads(noted.read_text(encoding="utf-8")), request)
+    else:
+        write_json(
+            noted, {name: request.fingerprints[name] for name in TRAINED if name in request.fingerprints}
+        )
+
+
+def _same_rows(run: Path, before: Mapping[str, str], request: ForgetRequest) -> None:
+    """UsageError when rows have changed since: an old model must not pass for one that forgot the new rows."""
+    ours = request.fingerprints
+    changed = [name for name in TRAINED if name in before and before[name] != ours.get(name)]
+    if changed:
+        raise UsageError(
+            f"the {' and '.join(changed)} rows are not those that {run} was made from. Choose another --out, or start "
+            "over with --overwrite."
+        )
+
+
+def prepared(
+    config: RunConfig, method: catalog.Method, parent: ModelHandle, request: ForgetRequest
+) -> ForgetRequest:
+    """The request as the objective wants it: long texts in windows, alternatives made by a `prepare` companion."""
+
+    def fit(rows: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(piece for row in rows for piece in windows(parent.codec, row))
+
+    request = request.replace(forget=fit(request.forget), retain=fit(request.retain))
+    for module in {id(m): m for m in catalog.modules(method)}.values():
+        if hasattr(module, "prepare"):
+            request = module.prepare(parent, request, seed=config.seed)
+    return request
+
+
+def with_adapter(config: RunConfig, model: Any, task: CausalLM, terms: list[Term]) -> Any:
+    """The model with a LoRA adapter on its linear layers (or those the objective trains); as it is without."""
+    if config.adapter == "none":
+        return model
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise AbsentError("--adapter lora needs the package peft: pip install 'expunge[lora]'") from None
+    torch.manual_seed(config.seed)
+    names = trained_names(terms, task, model)
+    targets: Any = sorted(n.removesuffix(".weight") for n in names) or "all-linear"
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=targets, task_type="CAUSAL_LM"
+        ),
+    )
+
+
+def _serve(run: Path, sources: Sources) -> Served:
+    """Keeps this request's forget rows for later audits, and its fingerprints."""
+    number, request = len(sources.served) + 1, sources.request
+    name = (
+        request.name if request.name not in {s.name for s in sources.served} else f"{request.name}-{number}"
+    )
+    file = f"requests/{number:03d}-{name}.jsonl"
+    write_text(run / file, write_rows(request.forget))
+    return Served(
+        name=name,
+        reason=request.reason,
+        rows=len(request.forget),
+        fingerprints=request.fingerprints,
+        file=file,
+    )
+
+
+def _copy_earlier(run: Path, sources: Sources) -> None:
+    files = {s.name: s.file for s in sources.served if s.file}
+    for name, rows in sources.earlier.items():
+        write_text(run / str(files[name]), write_rows(rows))
