@@ -7,11 +7,13 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what it says c
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from expunge import catalog, records
 from expunge.pipeline.gates import SHORT, SPLITS
@@ -127,9 +129,72 @@ def gates() -> str:
     return f"{short}\nSplits: {', '.join(map(code, SPLITS))}.\n"
 
 
+def read(name: str) -> dict[str, Any]:
+    """What a benchmark script wrote."""
+    return dict(json.loads((ROOT / "docs" / name).read_text(encoding="utf-8")))
+
+
+def setting(row: dict[str, Any]) -> str:
+    """A swept setting as the flags that give it."""
+    flags = {k: v for k, v in row.items() if k in ("lr", "steps") or "." in k}
+    return code(" ".join(f"--{k} {v:g}" if isinstance(v, float) else f"--{k} {v}" for k, v in flags.items()))
+
+
+def swept(row: dict[str, Any]) -> tuple[object, ...]:
+    """One run of the sweep."""
+    if "broke" in row:
+        return (code(row["method"]), setting(row), row["world"], *["broke"] * 6)
+    v = row["values"]
+    return (
+        code(row["method"]), setting(row), row["world"], f"{row['kept']:.3f}", f"{row['distance']:.3f}",
+        f"{v['rouge_l_recall/forget']:.3f} / {v['rouge_l_recall/forget_paraphrased']:.3f}",
+        f"{v['extraction_strength/forget']:.3f}", f"{v['probability/forget']:.3f}", f"{row['ks_distance']:.3f}",
+    )  # fmt: skip
+
+
+SWEPT = ("method", "settings", "world", "kept", "distance", "answer recall, plain / reworded", "extraction strength",
+         "probability", "KS distance")  # fmt: skip
+
+
+def default_grid() -> str:
+    """The whole grid on world 0, closest to the control first among those that qualify."""
+    found = read("default-method.json")
+    rows = sorted(found["grid"], key=lambda r: (r.get("kept", 0) < found["floor"], r.get("distance", 9)))
+    c = next(r for r in rows if "control" in r)["control"]
+    control = (
+        "*control*", "", 0, "", "0",
+        f"{c['rouge_l_recall/forget']:.3f} / {c['rouge_l_recall/forget_paraphrased']:.3f}",
+        f"{c['extraction_strength/forget']:.3f}", f"{c['probability/forget']:.3f}", "0",
+    )  # fmt: skip
+    return markdown(SWEPT, [control, *map(swept, rows)])
+
+
+def default_finals() -> str:
+    """The finalists on every world."""
+    return markdown(SWEPT, (swept(run) for runs in read("default-method.json")["finals"] for run in runs))
+
+
+def demo() -> str:
+    """Figures of benchmarks/demo.py."""
+    found = read("demo.json")
+    rows = [
+        (code(f["name"]), f"{f['ours']:.3g}", "" if f["plain"] is None else f"{f['plain']:.3g}",
+         "" if f["ratio"] is None else f"{f['ratio']:.2f}", f["unit"], "" if f["bar"] is None else
+         f"{'at most' if f['lower'] else 'at least'} {f['bar']:g}", "yes" if f["holds"] else "no")
+        for f in found["figures"]
+    ]  # fmt: skip
+    where = found["machine"]
+    return (
+        markdown(("figure", "ours", "plain", "plain / ours", "unit", "bar", "holds"), rows)
+        + f"\n{where['device']}, {where['cores']} cores, {where['threads']} threads; "
+        + ", ".join(f"{name} {version}" for name, version in found["versions"].items()) + ".\n"
+    )  # fmt: skip
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods, "objectives": objectives, "audits": audits, "audit_papers": audit_papers,
     "objective_papers": objective_papers, "quantities": quantities, "settings": settings, "gates": gates,
+    "default_grid": default_grid, "default_finals": default_finals, "demo": demo,
 }  # fmt: skip
 
 
