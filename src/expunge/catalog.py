@@ -208,7 +208,12 @@ def load(objective: Objective) -> tuple[Callable[..., Any], ModuleType]:
             raise UsageError(f"{objective.path} cannot be imported; its name must end in .py.")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # a stranger's code: whatever it raises is said, and is not ours
+            raise UsageError(
+                f"{objective.path} cannot be imported: {type(error).__name__}: {error}"
+            ) from None
     return getattr(module, objective.name), module
 
 

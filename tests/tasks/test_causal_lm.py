@@ -145,21 +145,21 @@ def test_hooks_are_gone_afterwards_even_when_the_model_breaks(name: str) -> None
     batch = t.collate(list(rows(3)))
     t.quantities(model, batch, ALL)
     t.quantities(model, batch, {"hidden@1"})
-    t.last_hidden(model, batch)
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError), t.reading_head(model, batch):
         t.quantities(model, batch._replace(ids_BS=batch.ids_BS + 10_000), ALL)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert model(input_ids=batch.ids_BS).logits.shape[1] == batch.ids_BS.shape[1]
 
 
 @torch.no_grad()
-def test_last_hidden_is_what_the_head_reads() -> None:
+def test_what_the_head_reads_gives_the_logits_again() -> None:
     for model in (llama(), gpt2()):
         t = task()
         batch = t.collate(list(rows(4)))
-        hidden, head = t.last_hidden(model, batch)
-        q = t.quantities(model, batch, {"logits"})
-        torch.testing.assert_close(head(hidden), q["logits"])
+        with t.reading_head(model, batch) as read:
+            q = t.quantities(model, batch, {"logits"})
+        (hidden,) = read.hidden_BTD
+        torch.testing.assert_close(read.head(hidden), q["logits"])
 
 
 # --- only what is asked is computed -----------------------------------------------------------------------------

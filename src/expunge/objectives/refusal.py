@@ -35,7 +35,9 @@ def prepare(handle: Any, request: ForgetRequest, *, seed: int) -> ForgetRequest:
             "an 'alternative', which is then taught in its label's place."
         )
     rows = [
-        r.model_copy(update={"alternative": rng.choice(REFUSALS)}) if isinstance(r, Row) and not r.alternative else r
+        r.model_copy(update={"alternative": rng.choice(REFUSALS)})
+        if isinstance(r, Row) and not r.alternative
+        else r
         for r in request.forget
     ]
     return request.replace(forget=tuple(rows))

@@ -46,6 +46,7 @@ def trains(depth: int, *, layer: str = "25%", coeff: float = 6.5) -> Blocks:
 
 
 def init(rng: torch.Generator, width: int) -> dict[str, Tensor]:
-    """The direction u (D,): uniform in [0, 1) per coordinate, normalised; kept in checkpoints."""
+    """The direction u (D,): uniform in [0, 1) per coordinate, normalised; drawn from the seed, so that a resumed run
+    has it again."""
     u = torch.rand(width, generator=rng)
     return {"direction": u / u.norm()}

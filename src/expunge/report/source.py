@@ -230,7 +230,7 @@ def _json(path: Path) -> Json:
 
 def _lines(path: Path) -> Iterable[Json]:
     """The objects of a JSON-lines file; a torn line, as a killed run leaves behind, is skipped."""
-    for line in read_text(path, "report").splitlines() if path.exists() else ():
+    for line in read_text(path, "report").split("\n") if path.exists() else ():
         try:
             value = json.loads(line)
         except json.JSONDecodeError:

@@ -27,6 +27,13 @@ class TextBatch(NamedTuple):
     mask_BT: Tensor
 
 
+class HeadRead(NamedTuple):
+    """The output head, and what it read: (B, T, D) for each forward pass."""
+
+    head: nn.Module
+    hidden_BTD: list[Tensor]
+
+
 class CausalLM:
     """The next-token family. Any Hugging Face causal LM; no architecture is told by its name."""
 
@@ -86,15 +93,19 @@ class CausalLM:
                 return None, hidden
         return gather(out.logits, batch.at_BT, batch.ids_BS.shape[1]).float(), hidden
 
-    def last_hidden(self, model: nn.Module, batch: TextBatch) -> tuple[Tensor, nn.Module]:
-        """What the output head reads at the scored positions, (B, T, D), and the head."""
-        head, seen = output_head(model), []
-        handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    @contextmanager
+    def reading_head(self, model: nn.Module, batch: TextBatch) -> Iterator[HeadRead]:
+        """While `quantities` runs inside the block, notes what the output head reads at the scored positions."""
+        read = HeadRead(output_head(model), [])
+
+        def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            read.hidden_BTD.append(gather(args[0], batch.at_BT, batch.ids_BS.shape[1]))
+
+        handle = read.head.register_forward_pre_hook(note)
         try:
-            self._forward(model, batch, set(), top=True)
+            yield read
         finally:
             handle.remove()
-        return gather(seen[0], batch.at_BT, batch.ids_BS.shape[1]), head
 
     def length(self, row: Row) -> int:
         """Tokens of the row."""

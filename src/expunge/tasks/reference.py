@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -44,24 +45,24 @@ class Reference:
 
     def _keep(self, rows: list[Any], batch: Any, names: set[str]) -> None:
         local = {name: parse(name).local for name in names}
-        q = self.task.quantities(self.model, batch, set(local.values()) | {"mask"})
+        reading = getattr(self.task, "reading_head", None) if "logits" in local.values() else None
+        with reading(self.model, batch) if reading else nullcontext() as read:
+            q = self.task.quantities(self.model, batch, set(local.values()) | {"mask"})
         sizes = q["mask"].sum(1).tolist()
         for name, base in local.items():
-            value = self._compact(batch, q[base]) if base == "logits" else q[base]
+            value = self._compact(read, q[base]) if read and base == "logits" else q[base]
             for b, row in enumerate(rows):
                 kept = value[b] if base in WITHOUT_T else value[b, : sizes[b]]
                 self._values[id(row), name] = kept.clone()
 
-    def _compact(self, batch: Any, logits_BTV: Tensor) -> Tensor:
+    def _compact(self, read: Any, logits_BTV: Tensor) -> Tensor:
         """Head inputs in the logits' place where the head alone turns them into these logits; else the logits."""
-        last_hidden = getattr(self.task, "last_hidden", None)
-        if last_hidden is None or self._head_suffices is False:
-            return logits_BTV
-        hidden_BTD, head = last_hidden(self.model, batch)
+        (hidden_BTD,) = read.hidden_BTD
         if self._head_suffices is None:
             # A soft-cap or scale behind the head makes the two differ; then the logits themselves are kept.
-            self._head_suffices = torch.allclose(head(hidden_BTD).float(), logits_BTV, atol=1e-5, rtol=1e-5)
-            self._head = copy.deepcopy(head).requires_grad_(False) if self._head_suffices else None
+            again_BTV = read.head(hidden_BTD).float()
+            self._head_suffices = torch.allclose(again_BTV, logits_BTV, atol=1e-5, rtol=1e-5)
+            self._head = copy.deepcopy(read.head).requires_grad_(False) if self._head_suffices else None
         return hidden_BTD if self._head_suffices else logits_BTV
 
     @torch.no_grad()
