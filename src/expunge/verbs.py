@@ -74,9 +74,10 @@ def unlearn(argv: list[str]) -> int:
 
 
 def _main_job(config: RunConfig, *, audits: bool) -> int:
-    from expunge.pipeline.run import run as job
-
     with teller() as tell:
+        tell("loading libraries", 0.0)
+        from expunge.pipeline.run import run as job
+
         outcome = job(config, tell, audits=audits)
     return show(outcome, audits)
 
@@ -130,12 +131,13 @@ class ControlConfig(TrainConfig):
 
 def control(argv: list[str]) -> int:
     """expunge control --kind retrained --base B --forget F --retain R --out DIR"""
-    from expunge.pipeline.control import make
-
     config = ControlConfig(
         **read_flags(ControlConfig, argv, "expunge control", "Make a control that never knew.")
     )
     with teller() as tell:
+        tell("loading libraries", 0.0)
+        from expunge.pipeline.control import make
+
         where = make(config, tell)
     console.print(
         f"control: {relative(where)}   use it: expunge run … --control {relative(where)}",
@@ -186,9 +188,10 @@ def audit(argv: list[str]) -> int:
     """expunge audit RUN | MODEL [flags]"""
     target, rest = positional(argv, "audit", "a run directory, a model directory or a hub id")
     flags = read_flags(AuditConfig, rest, "expunge audit TARGET", "Measure a run or a model.")
-    from expunge.pipeline.auditing import audit_target
-
     with teller() as tell:
+        tell("loading libraries", 0.0)
+        from expunge.pipeline.auditing import audit_target
+
         outcome = audit_target(target, flags, tell)
     return show(outcome)
 
