@@ -100,12 +100,13 @@ def _unbegun(run: Path) -> Iterator[None]:
     try:
         yield
     except (UsageError, AbsentError):
-        begun = any((run / name).exists() for name in ("artifact", "checkpoints", "results.jsonl"))
+        begun = any(p for name in ("artifact", "checkpoints/step-*", "results.jsonl") for p in run.glob(name))
         if world().main and not begun and all(e["kind"] != "step" for e in Lines(run / "events.jsonl")):
-            for name in ("config.yaml", "events.jsonl"):
+            for name in ("config.yaml", "events.jsonl", "checkpoints/rows.json"):
                 (run / name).unlink(missing_ok=True)
-            with suppress(OSError):  # not ours alone
-                run.rmdir()
+            for folder in (run / "checkpoints", run):
+                with suppress(OSError):  # not there, or not ours alone
+                    folder.rmdir()
         raise
 
 
