@@ -1,9 +1,10 @@
 """The sweep behind `expunge run`'s default: methods and settings on the built-in world, judged against the control.
 
 A setting qualifies when it keeps at least 95 % of the original's answer recall on retain, on retain with paraphrased
-questions and on neighbours. Among those, the one closest to the control wins: the mean over answer recall (plain and
-paraphrased), extraction strength, answer probability of |unlearned - control| / |original - control|, and the KS
-distance of truth ratios. The finalists run on three worlds.
+questions and on neighbours. Among those, the one closest to the control wins. `distance` is the mean of six gaps: of
+answer recall (plain and paraphrased), extraction strength and the logarithm of answer probability, each
+|unlearned - control| / |original - control|; of words per answer, |unlearned - control| / control; and the KS distance
+of truth ratios. The finalists run on three worlds.
 
     python benchmarks/default_method.py --json docs/default-method.json   # then: python docs/make_tables.py
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -21,19 +23,17 @@ from typing import Any
 from expunge.artifact.opening import versions
 from expunge.pipeline import recipes
 from expunge.pipeline import run as job
+from expunge.records import BrokenRunError
 
 BASE = {"steps": 80, "batch_size": 20, "micro_batch": 40, "max_new_tokens": 24, "batch_audit": 128}
-SHORT, LONG = {"steps": 80, "retain.weight": 1.0}, {"steps": 160, "retain.weight": 2.0}
 GRID: list[dict[str, Any]] = [
-    *(
-        {"method": "npo", "lr": 1e-3, "forget.beta": b, **how}
-        for b in (0.05, 0.1, 0.3)
-        for how in (SHORT, LONG)
-    ),
-    {"method": "npo", "lr": 2e-3, "forget.beta": 0.1, **LONG},
-    *({"method": "simnpo", "lr": 1e-3, "forget.beta": b, **how} for b in (0.7, 1.5) for how in (SHORT, LONG)),
-    *({"method": m, "lr": 5e-4, "retain.weight": w} for m in ("graddiff", "kl") for w in (3.0, 10.0)),
-    *({"method": m, "lr": 2e-4, "retain.weight": 3.0} for m in ("graddiff", "kl")),
+    *({"method": "npo", "lr": 1e-3, "forget.beta": b} for b in (0.1, 0.2, 0.3, 0.5)),
+    {"method": "npo", "lr": 1e-3, "forget.beta": 0.3, "steps": 160, "retain.weight": 2.0},
+    *({"method": "simnpo", "lr": 1e-3, "forget.beta": b} for b in (0.7, 1.5, 2.0)),
+    {"method": "simnpo", "lr": 1e-3, "forget.beta": 1.5, "steps": 160, "retain.weight": 2.0},
+    *({"method": "graddiff", "lr": 5e-4, "retain.weight": w} for w in (3.0, 4.0, 5.0, 7.0, 10.0)),
+    *({"method": "graddiff", "lr": 1e-3, "retain.weight": w} for w in (5.0, 10.0)),
+    *({"method": "kl", "lr": 5e-4, "retain.weight": w} for w in (3.0, 5.0, 10.0)),
     *(
         {
             "method": "rmu",
@@ -43,16 +43,17 @@ GRID: list[dict[str, Any]] = [
             "retain.weight": w,
             "steps": 150,
         }
-        for w in (1.0, 3.0)
+        for w in (1.0, 1.5, 3.0)
     ),
     *({"method": "idk", "lr": 5e-4, "retain.weight": w} for w in (1.0, 3.0)),
     {"method": "ga", "lr": 2e-4},
 ]
 KEPT = ("retain", "retain_paraphrased", "neighbours")
 KNOWN = (
-    ("rouge_l_recall", "forget"), ("rouge_l_recall", "forget_paraphrased"), ("extraction_strength", "forget"),
-    ("probability", "forget"),
-)  # fmt: skip
+    ("rouge_l_recall", "forget"),
+    ("rouge_l_recall", "forget_paraphrased"),
+    ("extraction_strength", "forget"),
+)
 FLOOR, FINALISTS, WORLDS = 0.95, 3, (0, 1, 2)
 
 
@@ -63,7 +64,7 @@ def measure(setting: dict[str, Any], world: int, folder: Path) -> dict[str, Any]
     began = time.perf_counter()
     try:
         results = job.run(config, lambda *_: None).results
-    except job.BrokenRunError as error:
+    except BrokenRunError as error:
         return {**setting, "world": world, "broke": str(error)}
     value = {(r.audit, r.split, r.model): r for r in results if r.status == "ok"}
 
@@ -76,13 +77,18 @@ def measure(setting: dict[str, Any], world: int, folder: Path) -> dict[str, Any]
         abs(of(a, s) - of(a, s, "control")) / abs(of(a, s, "original") - of(a, s, "control"))
         for a, s in KNOWN
     ]
+    o, u, c = (
+        math.log(max(of("probability", "forget", m), 1e-12)) for m in ("original", "unlearned", "control")
+    )
+    words, usual = of("answer_words", "forget"), of("answer_words", "forget", "control")
+    gaps += [abs(u - c) / abs(o - c), abs(words - usual) / usual, ks]
     return {
         **setting, "world": world, "seconds": time.perf_counter() - began, "kept": kept, "ks_distance": ks,
-        "distance": (sum(gaps) + ks) / (len(gaps) + 1),
-        "values": {f"{a}/{s}": of(a, s) for a, s in KNOWN}
+        "distance": sum(gaps) / len(gaps),
+        "values": {f"{a}/{s}": of(a, s) for a, s in (*KNOWN, ("probability", "forget"))}
         | {f"rouge_l_recall/{s}": of("rouge_l_recall", s) for s in KEPT}
         | {"answer_words/forget": of("answer_words", "forget")},
-        "control": {f"{a}/{s}": of(a, s, "control") for a, s in KNOWN}
+        "control": {f"{a}/{s}": of(a, s, "control") for a, s in (*KNOWN, ("probability", "forget"))}
         | {"answer_words/forget": of("answer_words", "forget", "control")},
     }  # fmt: skip
 

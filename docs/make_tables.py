@@ -143,17 +143,18 @@ def setting(row: dict[str, Any]) -> str:
 def swept(row: dict[str, Any]) -> tuple[object, ...]:
     """One run of the sweep."""
     if "broke" in row:
-        return (code(row["method"]), setting(row), row["world"], *["broke"] * 6)
+        return (code(row["method"]), setting(row), row["world"], *["broke"] * 7)
     v = row["values"]
     return (
         code(row["method"]), setting(row), row["world"], f"{row['kept']:.3f}", f"{row['distance']:.3f}",
         f"{v['rouge_l_recall/forget']:.3f} / {v['rouge_l_recall/forget_paraphrased']:.3f}",
-        f"{v['extraction_strength/forget']:.3f}", f"{v['probability/forget']:.3f}", f"{row['ks_distance']:.3f}",
+        f"{v['extraction_strength/forget']:.3f}", f"{v['probability/forget']:.2g}", f"{v['answer_words/forget']:.1f}",
+        f"{row['ks_distance']:.3f}",
     )  # fmt: skip
 
 
 SWEPT = ("method", "settings", "world", "kept", "distance", "answer recall, plain / reworded", "extraction strength",
-         "probability", "KS distance")  # fmt: skip
+         "probability", "words", "KS distance")  # fmt: skip
 
 
 def default_grid() -> str:
@@ -164,7 +165,8 @@ def default_grid() -> str:
     control = (
         "*control*", "", 0, "", "0",
         f"{c['rouge_l_recall/forget']:.3f} / {c['rouge_l_recall/forget_paraphrased']:.3f}",
-        f"{c['extraction_strength/forget']:.3f}", f"{c['probability/forget']:.3f}", "0",
+        f"{c['extraction_strength/forget']:.3f}", f"{c['probability/forget']:.2g}",
+        f"{c['answer_words/forget']:.1f}", "0",
     )  # fmt: skip
     return markdown(SWEPT, [control, *map(swept, rows)])
 
