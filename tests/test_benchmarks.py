@@ -36,4 +36,4 @@ def test_the_demo_benchmark_reports_its_figures(tmp_path: Path) -> None:
 def test_the_sweep_of_the_default_method_runs(tmp_path: Path) -> None:
     (row,) = quick("default_method.py", tmp_path)["grid"]  # type: ignore[misc]
     assert row["values"]["rouge_l_recall/forget"] < 0.5
-    assert 0 < row["distance"]
+    assert row["distance"] > 0
