@@ -80,8 +80,8 @@ def train(loop: Loop) -> nn.Module:
     """
     config, model = loop.config, loop.model
     select_trainable(loop)
-    model.train(config.dropout)
     reference = _learn_reference(loop)
+    model.train(config.dropout)
     parameters = list(checkpoints.trained(model).values())
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     combiner: Combiner = Fixed(loop.terms)
@@ -128,7 +128,8 @@ def _names(loop: Loop, role: str, *, ref: bool) -> set[str]:
 
 
 def _learn_reference(loop: Loop) -> Reference:
-    """Reference values of every row that this rank's steps will draw."""
+    """Reference values of every row that this rank's steps will draw, without dropout."""
+    loop.model.eval()
     reference = Reference(loop.task, loop.model)
     steps = [s.of_rank(*loop.world) for s in loop.steps]
     for role in {t.role for t in loop.terms}:
