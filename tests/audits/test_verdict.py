@@ -82,6 +82,21 @@ def test_knowledge_on_the_held_surface_makes_it_suppression() -> None:
     assert verdict([*served, *table((1.0, 0.1, 0.1), surface="held")], "removal").name == "inconclusive"
 
 
+def test_preferring_the_truth_without_saying_it_is_suppression() -> None:
+    quiet = table((1.0, 0.1, 0.1))
+    found = verdict([*quiet, *rows("truth_probability", "forget", (0.9, 0.8, 0.5))], "removal")
+    assert found.name == "suppression"
+    assert "hidden, not gone" in found.sentence
+    part = verdict([*quiet, *rows("truth_probability", "forget", (0.9, 0.65, 0.5))], "removal")
+    assert part.name == "mixed"
+    gone = verdict([*quiet, *rows("truth_probability", "forget", (0.9, 0.5, 0.5))], "removal")
+    assert gone.name == "inconclusive"
+    loud = verdict(
+        [*table((1.0, 0.9, 0.1)), *rows("truth_probability", "forget", (0.9, 0.8, 0.5))], "removal"
+    )
+    assert loud.name == "not unlearned"
+
+
 def test_recovery_is_not_clipped_and_needs_three_standard_errors() -> None:
     assert recovery(Table(table((1.0, 0.05, 0.1))), "rouge_l_recall", "forget") == pytest.approx(-0.05 / 0.9)
     assert recovery(Table(table((0.13, 0.1, 0.1))), "rouge_l_recall", "forget") is None

@@ -11,6 +11,8 @@ BEHAVIOUR = (
     ("rouge_l_recall", "forget"), ("rouge_l_recall", "forget_paraphrased"),
     ("extraction_strength", "forget"), ("probability", "forget"),
 )  # fmt: skip
+TELLING = (("truth_probability", "forget"), ("option_probability", "forget"))
+"""Whether true answers are still preferred to false ones: knowledge that shows in likelihoods, not in answers."""
 UTILITY = (("rouge_l_recall", "retain"), ("extraction_strength", "retain"))
 FEW_ENTITIES = 10
 KNOWN, GONE, RUINED = 0.5, 0.2, 0.5
@@ -77,7 +79,7 @@ def _judge(results: Sequence[AuditResult], intention: str) -> Verdict:
     kept = _kept(table)
     indices = {(a, s): r for a, s in BEHAVIOUR if (r := recovery(table, a, s)) is not None}
     evidence = tuple(
-        _evidence(table, a, s) for a, s in (*BEHAVIOUR, *UTILITY) if table.get(a, s, "unlearned")
+        _evidence(table, a, s) for a, s in (*BEHAVIOUR, *TELLING, *UTILITY) if table.get(a, s, "unlearned")
     )
     if kept is not None and kept < RUINED:
         return Verdict(name="destroyed", evidence=evidence, sentence=(
@@ -98,15 +100,22 @@ def _judge(results: Sequence[AuditResult], intention: str) -> Verdict:
             f"Too few to tell: the forget set speaks of {anything.entities} "
             f"{'entity' if anything.entities == 1 else 'entities'}, fewer than the {FEW_ENTITIES} that intervals need. "
             "See the values and their intervals."))  # fmt: skip
-    if worst > GONE:
+    told = max((r for a, s in TELLING if (r := recovery(table, a, s)) is not None), default=0.0)
+    if worst <= GONE and told > KNOWN:
+        return Verdict(name="suppression", evidence=evidence, sentence=(
+            "Asked plainly, the model gives away no more of the answers than one that never knew, but it still prefers "
+            f"the true answers to false ones, by {told:.0%} of the way from such a model (0%) to the original (100%): "
+            f"the knowledge is hidden, not gone.{_keeps(kept)}"))  # fmt: skip
+    if max(worst, told) > GONE:
         return Verdict(name="mixed", evidence=evidence, sentence=(
-            f"Part of it still shows: up to {worst:.0%} of the way from a model that never knew (0%) to the original "
-            f"(100%).{_keeps(kept)}"))  # fmt: skip
+            f"Part of it still shows: up to {max(worst, told):.0%} of the way from a model that never knew (0%) to the "
+            f"original (100%).{_keeps(kept)}"))  # fmt: skip
     return Verdict(name="inconclusive", evidence=evidence, sentence=_quiet(_tells(table), kept, intention))
 
 
 TELLS = (
-    ("probability", "the probability of the forgotten answers"), ("truth_probability", "its taste for the truth"),
+    ("probability", "the probability of the forgotten answers"),
+    ("truth_probability", "how it weighs true answers against false ones"),
     ("fluency", "how varied its answers are"), ("answer_words", "how many words it answers with"),
 )  # fmt: skip
 
