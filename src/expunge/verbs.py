@@ -96,6 +96,10 @@ def show(outcome: Outcome, audits: bool = True) -> int:
 
     console.print(write_summary_table(outcome.results))
     console.print(f"\n{outcome.verdict.name}: {outcome.verdict.sentence}", highlight=False)
+    for name in outcome.purged:
+        console.print(
+            f"the rows of the earlier request '{name}' were purged: it cannot be audited again", highlight=False
+        )
     for gate in outcome.gates:
         value = "not measured" if gate.value is None else f"{gate.value:.4g}"
         console.print(f"gate {gate.gate.text}: {value} {'holds' if gate.holds else 'FAILS'}", highlight=False)

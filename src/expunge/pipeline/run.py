@@ -45,6 +45,8 @@ class Outcome(NamedTuple):
     results: list[AuditResult]
     verdict: Verdict | None
     gates: list[gates.Outcome]
+    purged: tuple[str, ...] = ()
+    """Earlier requests whose rows were purged."""
 
 
 def key(config: RunConfig) -> str:
@@ -183,7 +185,7 @@ def finish(
     if (run / "artifact").exists():
         card.write_card(run)
     page.write_report(run)
-    return Outcome(run, results, judged, outcomes)
+    return Outcome(run, results, judged, outcomes, sources.purged)
 
 
 def control_note(sources: Sources) -> dict[str, Any] | None:
