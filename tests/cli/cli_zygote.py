@@ -8,6 +8,7 @@ directory, environment, standard streams and signals, and ends by `expunge.cli.m
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -31,6 +32,7 @@ def main() -> None:
     for name in PRELOADED:
         with contextlib.suppress(ImportError):  # an extra that is not installed
             importlib.import_module(name)
+    gc.freeze()  # else the first collection in every fork copies all pages
     for line in sys.stdin:
         asked = json.loads(line)
         answer = fork(asked) if "argv" in asked else poll(asked["pid"])

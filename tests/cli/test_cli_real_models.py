@@ -53,7 +53,8 @@ def tofu(expunge: Cli, shared: Shared) -> list[str]:
 
 def test_tofu_is_forgotten(expunge: Cli, tofu: list[str]) -> None:
     """A real effect: the original knows, the control does not, the unlearned model comes down between them."""
-    flags = ["run", *tofu, "--method", "npo", "--lr", "1e-3", "--steps", "16", "--batch-size", "8", "--suite", "quick"]
+    flags = ["run", *tofu, "--method", "npo", "--lr", "6e-4", "--steps", "20", "--batch-size", "16"]
+    flags += ["--retain.weight", "2", "--suite", "quick"]
     expunge(*flags, "--gate", "es_forget:max:0.6", "--out", "r")
     found = values(expunge.cwd / "r")
     original, unlearned, control = (

@@ -127,7 +127,8 @@ def test_purge_leaves_no_word_behind(expunge: Cli, material: Material, fast: lis
     assert after["results"] == before["results"] and after["verdict"] == before["verdict"] and after["purged"]
     expunge("report", "one", cache=cache)
     assert not words(run, secrets(material))
-    expunge("unlearn", "one", "--forget", material.next, "--out", "two", cache=cache)
+    done = expunge("unlearn", "one", "--forget", material.next, "--out", "two", cache=cache)
+    assert "the earlier request 'forget' were purged: it cannot be audited again" in done.said
     (earlier,) = results(expunge.cwd / "two")["history"]
     assert (earlier["name"], earlier["purged"], earlier["results"]) == ("forget", True, [])
     page = re.sub(r"<[^>]*>", " ", (expunge.cwd / "two" / "report.html").read_text(encoding="utf-8"))
