@@ -64,18 +64,10 @@ def objectives() -> str:
     )
 
 
-def aggregate_split(name: str) -> str:
-    """The split that an audit of a whole split reads."""
-    return "forget" if name == "forget_quality" else "retain"
-
-
 def audits() -> str:
     """Every audit, row by row and of whole splits."""
-    rows = [
-        (code(a.name), a.line, "all" if "*" in a.splits else ", ".join(a.splits))
-        for a in catalog.audits().values()
-    ]
-    rows += [(code(n), line, aggregate_split(n)) for n, line in catalog.aggregates().items()]
+    every = [*catalog.audits().values(), *catalog.aggregates().values()]
+    rows = [(code(a.name), a.line, "all" if "*" in a.splits else ", ".join(a.splits)) for a in every]
     return markdown(("audit", "what it measures", "splits"), rows)
 
 

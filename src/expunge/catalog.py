@@ -218,8 +218,11 @@ def load(objective: Objective) -> tuple[Callable[..., Any], ModuleType]:
 
 
 class Audit(NamedTuple):
-    """What a file says about one row-by-row audit. `needs` are names that a view offers; `splits` may be ["*"];
-    `field`, when there is one, must stand in a row for the audit to mean anything."""
+    """What a file says about one audit. `splits` may be ["*"]; `direction` is "" where the split decides.
+
+    Row by row, `needs` are names that a view offers, and `field`, when there is one, must stand in a row for the audit
+    to mean anything. An audit of a whole split (`whole`) is given the view and the split, and the control if it asks.
+    """
 
     name: str
     module: str
@@ -228,33 +231,36 @@ class Audit(NamedTuple):
     needs: tuple[str, ...]
     splits: tuple[str, ...]
     unit: str
+    direction: str
     field: str
+    whole: bool
 
 
-@cache
-def audits() -> dict[str, Audit]:
-    """Every audit of the house, by name, from the `AUDITS` tables of the audit files."""
+def _audits(table: str, whole: bool) -> dict[str, Audit]:
     found = {}
     for path in _files("audits"):
         tree = parse(path)
         functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
-        for name, entry in _literals(tree).get("AUDITS", {}).items():
+        for name, entry in _literals(tree).get(table, {}).items():
             text = _docstring(functions[name])
             needs = tuple(a.arg for a in functions[name].args.args)
             found[name] = Audit(
-                name, f"expunge.audits.{path.stem}", first_line(text), _citation(text), needs,
-                tuple(entry["splits"]), entry["unit"], entry.get("field", ""),
+                name, f"expunge.audits.{path.stem}", first_line(text), _citation(text), needs, tuple(entry["splits"]),
+                entry["unit"], entry.get("direction", ""), entry.get("field", ""), whole,
             )  # fmt: skip
     return found
 
 
 @cache
-def aggregates() -> dict[str, str]:
-    """Audits of whole splits, by name, with their one-line descriptions."""
-    found: dict[str, str] = {}
-    for path in _files("audits"):
-        found |= _literals(parse(path)).get("AGGREGATES", {})
-    return found
+def audits() -> dict[str, Audit]:
+    """Every row-by-row audit of the house, by name, from the `AUDITS` tables of the audit files."""
+    return _audits("AUDITS", whole=False)
+
+
+@cache
+def aggregates() -> dict[str, Audit]:
+    """Every audit of whole splits, by name, from the `AGGREGATES` tables of the audit files."""
+    return _audits("AGGREGATES", whole=True)
 
 
 def suites() -> dict[str, Path]:

@@ -98,7 +98,8 @@ def show(outcome: Outcome, audits: bool = True) -> int:
     console.print(f"\n{outcome.verdict.name}: {outcome.verdict.sentence}", highlight=False)
     for name in outcome.purged:
         console.print(
-            f"the rows of the earlier request '{name}' were purged: it cannot be audited again", highlight=False
+            f"the rows of the earlier request '{name}' were purged: it cannot be audited again",
+            highlight=False,
         )
     for gate in outcome.gates:
         value = "not measured" if gate.value is None else f"{gate.value:.4g}"
@@ -348,10 +349,8 @@ def _objectives() -> Table:
 
 def _audits() -> Table:
     table = _table("audit", "what it measures", "splits", "unit")
-    for a in catalog.audits().values():
+    for a in (*catalog.audits().values(), *catalog.aggregates().values()):
         table.add_row(a.name, a.line, "all" if "*" in a.splits else ", ".join(a.splits), a.unit)
-    for name, line in catalog.aggregates().items():
-        table.add_row(name, line, "retain" if name != "forget_quality" else "forget", "")
     return table
 
 

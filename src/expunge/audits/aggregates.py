@@ -5,25 +5,32 @@ Each takes views and gives an interval; the engine measures them beside the row-
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from expunge.audits import memorise, truth
 from expunge.audits.view import PerRow, View
-from expunge.metrics.forget_quality import ForgetQuality
 from expunge.metrics.forget_quality import forget_quality as ks_test
 from expunge.metrics.statistics import Interval, bootstrap_means, percentiles
 from expunge.metrics.teacher import perplexity as ppl
 from expunge.metrics.teacher import scored_logp
-from expunge.metrics.utility import SPLITS, model_utility, model_utility_interval
+from expunge.metrics.utility import SPLITS, model_utility_interval
+from expunge.metrics.utility import model_utility as harmonic
 from expunge.records import Scored
 
 AGGREGATES = {
-    "perplexity": "perplexity per answer token on what is kept",
-    "model_utility": "harmonic mean of probability, recall and truth preference on what is kept",
-    "forget_quality": "are truth ratios distributed like the control's? (KS test)",
+    "perplexity": {"splits": ["retain"], "direction": "lower", "unit": ""},
+    "model_utility": {"splits": ["retain"], "direction": "higher", "unit": ""},
+    "forget_quality": {"splits": ["forget"], "direction": "higher", "unit": "p-value"},
 }
+
+
+class Whole(NamedTuple):
+    """What a whole split measures: a value with its interval (None where it has none), and what stands behind it."""
+
+    interval: Interval
+    details: dict[str, Any]
 
 
 def entities(view: View, split: str) -> list[str]:
@@ -31,8 +38,11 @@ def entities(view: View, split: str) -> list[str]:
     return [row.entity for row in view.splits[split].rows]
 
 
-def perplexity(view: View, split: str) -> Interval:
-    """exp of the mean token NLL over a whole split, with its interval over entities. Lower = better predicted."""
+def perplexity(view: View, split: str) -> Whole:
+    """exp of the mean token NLL over the whole split. Lower = better predicted.
+
+    Source: standard
+    """
     scored: list[Scored] = view.offer(split, "scored")
     logp = [scored_logp(s, view.conventions) for s in scored]
     names = entities(view, split)
@@ -40,8 +50,8 @@ def perplexity(view: View, split: str) -> Interval:
     sizes = bootstrap_means([float(len(x)) for x in logp], names)
     value, groups = ppl(scored, view.conventions), len(set(names))
     if value is None or groups < 2:
-        return Interval(value, None, None, len(logp), groups)
-    return Interval(value, *percentiles(np.exp(sums / sizes), 0.95), len(logp), groups)
+        return Whole(Interval(value, None, None, len(logp), groups), {})
+    return Whole(Interval(value, *percentiles(np.exp(sums / sizes), 0.95), len(logp), groups), {})
 
 
 def raw_ratios(view: View, split: str) -> PerRow:
@@ -49,17 +59,16 @@ def raw_ratios(view: View, split: str) -> PerRow:
     return truth.raw(view.offer(split, "scored_correct"), view.offer(split, "scored_wrong"), view.conventions)
 
 
-def forget_quality(view: View, control: View, split: str, control_split: str) -> ForgetQuality:
-    """Whether truth ratios are distributed like the control's: KS distance with interval, and p.
+def forget_quality(view: View, split: str, control: View) -> Whole:
+    """Are truth ratios distributed like the control's? p of a KS test; its distance D stands in the details.
 
     Source: TOFU, arXiv 2401.06121
     """
-    return ks_test(
-        raw_ratios(view, split),
-        raw_ratios(control, control_split),
-        entities(view, split),
-        entities(control, control_split),
-    )
+    ours, theirs = raw_ratios(view, split), raw_ratios(control, split)
+    found = ks_test(ours, theirs, entities(view, split), entities(control, split))
+    d = found.distance
+    details = {"ks_distance": d.value, "ks_low": d.low, "ks_high": d.high}
+    return Whole(Interval(found.p, None, None, d.n, d.entities), details)
 
 
 def utility_parts(view: View) -> dict[str, PerRow]:
@@ -87,16 +96,15 @@ class _Offer:
         return values
 
 
-def utility(view: View) -> tuple[Interval, tuple[str, ...], tuple[str, ...]]:
-    """Model utility with its interval, and the parts that it rests on and lacks.
+def model_utility(view: View, split: str) -> Whole:
+    """Harmonic mean of probability, recall and truth preference on what is kept; says which of TOFU's nine it lacks.
 
     Source: TOFU, arXiv 2401.06121
     """
     parts = utility_parts(view)
-    names = {split: entities(view, split) for split in SPLITS if split in view.splits}
-    interval = model_utility_interval(parts, names)
-    found = model_utility({name: _mean(values) for name, values in parts.items()})
-    return interval, found.used, found.missing
+    names = {name: entities(view, name) for name in SPLITS if name in view.splits}
+    found = harmonic({name: _mean(values) for name, values in parts.items()})
+    return Whole(model_utility_interval(parts, names), {"used": found.used, "missing": found.missing})
 
 
 def _mean(values: PerRow) -> float | None:

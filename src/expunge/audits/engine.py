@@ -38,6 +38,9 @@ NO_CONTROL = (
 NOTHING = "no row of this split has what this audit needs."
 
 
+MODELS: tuple[ModelName, ...] = ("original", "unlearned", "control", "control_2")
+
+
 class Models(NamedTuple):
     """The models of an audit. `matched`: for a data-side control, rows that the original never saw, in whose place
     the forget rows stand; then `control` is the original itself."""
@@ -66,7 +69,9 @@ def splits_of(
     named["retain"] = named.pop("retain_eval", named.get("retain", ()))
     found = [Split("forget", request.forget, True)]
     found += [Split(f"forget:{name}", rows, True) for name, rows in (earlier or {}).items()]
-    found += [Split(name, _some(rows, seed), False) for name, rows in named.items() if name != "forget"]
+    found += [
+        Split(n, _some(rows, seed), False, n != "heldout") for n, rows in named.items() if n != "forget"
+    ]
     texts = [s for s in found if s.rows and isinstance(s.rows[0], Row)]
     for split in [s for s in texts if s.name == "retain" or s.forgets]:
         found.append(Split(f"{split.name}_paraphrased", paraphrased(split.rows), split.forgets))
@@ -94,8 +99,7 @@ def suite(name: str) -> list[str]:
 
 def applies(audit: catalog.Audit, split: Split) -> bool:
     """Whether an audit is meant for a split and its rows bring what it needs."""
-    base = "forget" if split.name.startswith("forget:") else split.name
-    if "*" not in audit.splits and base not in audit.splits:
+    if "*" not in audit.splits and split.kind not in audit.splits:
         return False
     if "scored_wrong" in audit.needs:
         return any(getattr(row, "perturbed_answer", ()) for row in split.rows)
@@ -147,46 +151,30 @@ class Audit:
             view.gather({split: wanted for split, wanted in needs.items() if split in view.splits})
             view.evidence.release()
         results = []
-        for name in names:
-            for split, model, measure in self._measures(name):
-                results.append(self._one(name, split, model, measure))
+        known = {**catalog.audits(), **catalog.aggregates()}
+        for audit in (known[name] for name in names):
+            results += [self._one(audit, split, model) for split, model in self._measures(audit)]
         return self._with_references(results)
 
-    def _measures(self, name: str) -> Iterator[tuple[str, ModelName, Callable[[], dict[str, Any]]]]:
-        """What there is to measure for an audit: split, model and the measurement."""
-        known = catalog.audits()
-        models: list[ModelName] = ["original", "unlearned", "control", "control_2"]
-        present = [m for m in models if m in self.views or m == "control"]
-        if name in known:
-            audit = known[name]
-            for split in (s.name for s in self.splits.values() if applies(audit, s)):
-                for model in present:
-                    yield split, model, lambda a=audit, s=split, m=model: self._rowwise(a, s, m)  # type: ignore[misc]
-            return
-        for split in self._aggregate_splits(name):
-            # The control cannot be held against itself.
-            for model in (m for m in present if (name, m) != ("forget_quality", "control")):
-                yield split, model, lambda s=split, m=model: self._aggregate(name, s, m)  # type: ignore[misc]
+    def _measures(self, audit: catalog.Audit) -> Iterator[tuple[str, ModelName]]:
+        """Splits and models that an audit measures. A control cannot be held against itself."""
+        present = [m for m in MODELS if m in self.views or m == "control"]
+        models = [m for m in present if m != "control" or "control" not in audit.needs]
+        for split in self.splits.values():
+            if applies(audit, split):
+                yield from ((split.name, model) for model in models)
 
-    def _aggregate_splits(self, name: str) -> list[str]:
-        if name == "forget_quality":
-            return [s.name for s in self.splits.values() if s.forgets and not s.name.endswith("_paraphrased")]
-        return [s for s in ("retain",) if s in self.splits]
-
-    def _one(
-        self, name: str, split: str, model: ModelName, measure: Callable[[], dict[str, Any]]
-    ) -> AuditResult:
-        key = self._key(name, split, model)
+    def _one(self, audit: catalog.Audit, split: str, model: ModelName) -> AuditResult:
+        key = self._key(audit.name, split, model)
         if key in self.done:
             return self.done[key]
         began = time.perf_counter()
-        known = catalog.audits().get(name)
-        fields: dict[str, Any] = {"audit": name, "split": split, "model": model, "key": key,
-                                  "surface": self.surface,
-                                  "unit": known.unit if known else ""}  # fmt: skip
-        fields["direction"] = self._direction(split, name)
+        fields: dict[str, Any] = {
+            "audit": audit.name, "split": split, "model": model, "key": key, "surface": self.surface,
+            "unit": audit.unit, "direction": audit.direction or _direction(self.splits[split]),
+        }  # fmt: skip
         try:
-            fields |= measure()
+            fields |= _measured(*self._measure(audit, split, model))
         except ExpungeError as error:
             fields |= {"status": "not_applicable", "reason": str(error)}
         except (ValueError, ArithmeticError, RuntimeError, LookupError) as error:
@@ -198,23 +186,22 @@ class Audit:
             self.done[key] = result
         return result
 
+    def _measure(self, audit: catalog.Audit, split: str, model: ModelName) -> tuple[Interval, dict[str, Any]]:
+        view = self._seen_by(split, model)
+        if not audit.whole:
+            values = self.per_row(audit.name, split, model)
+            return entity_bootstrap(values, aggregates.entities(view, split)), {}
+        offered = {"view": view, "split": split}
+        if "control" in audit.needs:
+            offered["control"] = self._seen_by(split, "control")
+        found: aggregates.Whole = function_of(audit)(**offered)
+        return found
+
     def _key(self, name: str, split: str, model: ModelName) -> str:
         view, control = self.views.get(model), self.views.get("control")
         rows = [fingerprint(v.splits[split].rows) if v and split in v.splits else "" for v in (view, control)]
         digests = [v.evidence.handle.manifest.digest if v else "" for v in (view, control)]
         return digest(AUDITS_VERSION, name, split, model, rows, digests, self.conventions.name, self.surface)
-
-    def _direction(self, split: str, name: str) -> Direction:
-        if name == "forget_quality":
-            return "higher"
-        if name == "perplexity":
-            return "lower"
-        forgets = split in self.splits and self.splits[split].forgets
-        return (
-            "closest_to_control"
-            if forgets or split == "heldout" or name in ("fluency", "answer_words")
-            else "higher"
-        )
 
     def _seen_by(self, split: str, model: ModelName) -> View:
         view = self.views.get(model)
@@ -226,34 +213,12 @@ class Audit:
             raise UsageError("a data-side control only stands beside the forget rows.")
         return view
 
-    def _rowwise(self, audit: catalog.Audit, split: str, model: ModelName) -> dict[str, Any]:
-        values, view = self.per_row(audit.name, split, model), self._seen_by(split, model)
-        return _measured(entity_bootstrap(values, aggregates.entities(view, split)))
-
     def per_row(self, name: str, split: str, model: ModelName) -> PerRow:
         """A row-by-row audit's values. UsageError when the model has no such split or cannot give what is needed."""
         audit, view = catalog.audits()[name], self._seen_by(split, model)
         view.require(audit.needs, f"audit '{name}'")
-        function = getattr(importlib.import_module(audit.module), name)
-        values: PerRow = function(**{need: view.offer(split, need) for need in audit.needs})
+        values: PerRow = function_of(audit)(**{need: view.offer(split, need) for need in audit.needs})
         return values
-
-    def _aggregate(self, name: str, split: str, model: ModelName) -> dict[str, Any]:
-        view = self._seen_by(split, model)
-        if name == "perplexity":
-            return _measured(aggregates.perplexity(view, split))
-        if name == "model_utility":
-            interval, used, missing = aggregates.utility(view)
-            return _measured(interval) | {"details": {"used": used, "missing": missing}}
-        other = self._seen_by(split, "control")
-        quality = aggregates.forget_quality(view, other, split, split)
-        distance = quality.distance
-        if quality.p is None:
-            raise UsageError(NOTHING)
-        return {
-            "value": quality.p, "n": distance.n, "entities": distance.entities, "unit": "p-value",
-            "details": {"ks_distance": distance.value, "ks_low": distance.low, "ks_high": distance.high},
-        }  # fmt: skip
 
     def _with_references(self, results: list[AuditResult]) -> list[AuditResult]:
         """The control's value beside every other model's."""
@@ -261,8 +226,19 @@ class Audit:
         return [r.model_copy(update={"reference": control.get((r.audit, r.split))}) for r in results]
 
 
-def _measured(interval: Interval) -> dict[str, Any]:
+def function_of(audit: catalog.Audit) -> Callable[..., Any]:
+    """The function of an audit, its file imported now."""
+    function: Callable[..., Any] = getattr(importlib.import_module(audit.module), audit.name)
+    return function
+
+
+def _direction(split: Split) -> Direction:
+    """What was never trained, or should seem so, is compared with the control; the rest should stay high."""
+    return "closest_to_control" if split.forgets or not split.seen else "higher"
+
+
+def _measured(interval: Interval, details: dict[str, Any]) -> dict[str, Any]:
     if interval.value is None:
         raise UsageError(NOTHING)
-    fields = {"value": interval.value, "low": interval.low, "high": interval.high}
+    fields = {"value": interval.value, "low": interval.low, "high": interval.high, "details": details}
     return fields | {"n": interval.n, "entities": interval.entities}

@@ -8,8 +8,8 @@ from expunge.audits.view import PerRow
 from expunge.metrics import text
 
 AUDITS = {
-    "fluency": {"splits": ["forget", "retain"], "unit": "bits"},
-    "answer_words": {"splits": ["forget", "retain"], "unit": "words"},
+    "fluency": {"splits": ["forget", "retain"], "unit": "bits", "direction": "closest_to_control"},
+    "answer_words": {"splits": ["forget", "retain"], "unit": "words", "direction": "closest_to_control"},
 }
 
 

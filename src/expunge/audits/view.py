@@ -32,11 +32,18 @@ CAPABILITY = {"scored": "score", "scored_correct": "score", "scored_wrong": "sco
 
 
 class Split(NamedTuple):
-    """Rows to audit. `forgets`: whether they are what was to be forgotten."""
+    """Rows to audit. `forgets`: they are what was to be forgotten. `seen`: the original was trained on them."""
 
     name: str
     rows: tuple[Any, ...]
     forgets: bool
+    seen: bool = True
+
+    @property
+    def kind(self) -> str:
+        """The name that audits know it by: an earlier request's `forget:NAME` is a forget split like another."""
+        head, colon, tail = self.name.partition(":")
+        return head + ("_paraphrased" if colon and tail.endswith("_paraphrased") else "")
 
 
 class View:
