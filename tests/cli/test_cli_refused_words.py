@@ -17,7 +17,7 @@ WORDS = {
     "gate side": (["run", "--gate", "es_forget:most:0.1"], "write NAME:max:VALUE or NAME:min:VALUE"),
     "gate value": (["run", "--gate", "es_forget:max:low"], "'low' is not a number"),
     "role": (["run", "--forgt.beta", "1"], "Did you mean 'forget'?"),
-    "absent role": (["run", "--method", "npo", "--alternative.beta", "1"], "has no alternative term; its roles: forget"),
+    "absent role": (["run", "--method", "npo", "--alternative.beta", "1"], "has no alternative term; its roles:"),
     "hyper": (["run", "--method", "npo", "--forget.betta", "1"], "has no 'betta'. Did you mean 'beta'?"),
     "hyper type": (["run", "--method", "npo", "--forget.beta", "much"], "--forget.beta much: 'much' is not a float"),
     "weight type": (["run", "--retain.weight", "much"], "--retain.weight much: 'much' is not a number"),
