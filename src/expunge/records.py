@@ -60,8 +60,9 @@ class BrokenRunError(ExpungeError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    spelled = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.5)
+    return f" Did you mean '{spelled[close[0]]}'?" if close else ""
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
@@ -288,6 +289,8 @@ class Served(Frozen):
     fingerprints: dict[str, str]
     file: str | None = None
     """The forget rows, relative to the run directory, for auditing this request again; None once purged."""
+    digests: tuple[str, ...] = ()
+    """Digests of the forget rows, without their words: what was forgotten stays out of later retain sets."""
 
 
 class Parent(Frozen):

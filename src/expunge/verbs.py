@@ -300,7 +300,7 @@ def world(argv: list[str]) -> int:
         paths = pocket_models(
             config.seed,
             cache=cache_dir(),
-            progress=lambda words, share: tell("building the world", share, words),
+            progress=lambda words, share: tell("building the world", share, words.split(":")[0]),
         )
     recipe = PocketRecipe()
     built = build_world(config.seed, recipe.people, recipe.forget_people)

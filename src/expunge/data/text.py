@@ -31,6 +31,12 @@ class Encoded(NamedTuple):
         return self.ids[: self.scored[0]]
 
 
+def check_template(template: str | None) -> None:
+    """UsageError when a prompt template has no place for the question, or does not end with the answer."""
+    if template is not None and not ("{question}" in template and template.endswith("{answer}")):
+        raise UsageError("--template must contain {question} and end with {answer}.")
+
+
 @dataclass(frozen=True)
 class Codec:
     """A tokenizer with a prompt template: the one place where rows become ids and ids become text.
@@ -48,10 +54,7 @@ class Codec:
             raise UsageError(
                 "this model's tokenizer gives no character offsets; a 'fast' tokenizer.json is needed."
             )
-        if self.template is not None and not (
-            "{question}" in self.template and self.template.endswith("{answer}")
-        ):
-            raise UsageError("--template must contain {question} and end with {answer}.")
+        check_template(self.template)
 
     def encode(self, row: Row) -> Encoded:
         """Ids and scored positions of one row. UsageError when nothing is scored or the row is too long."""

@@ -50,7 +50,7 @@ def _run(run: Path, flags: dict[str, Any], surface: Surface, tell: Tell) -> job.
     config = job.read_earlier(run)
     config = recipes.validated({**config.model_dump(), **flags, "out": str(run)})
     job.check(config)
-    sources = resolve(config, tell)
+    sources = resolve(config, tell, run)
     if sources.control:
         check_vocabulary(sources.original, sources.control, config.template)
     return _audited(config, sources, run, run, surface, tell)

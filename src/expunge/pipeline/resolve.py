@@ -13,7 +13,7 @@ from expunge.data.request import ForgetRequest, read_rows, row_digest, tofu_requ
 from expunge.data.world import build_world
 from expunge.methods.pocket import PocketRecipe, pocket_models
 from expunge.pipeline import recipes
-from expunge.records import AbsentError, ControlKind, Manifest, RunConfig, Served, UsageError
+from expunge.records import AbsentError, ControlKind, RunConfig, Served, UsageError
 
 Tell = Callable[[str, float, str], None]
 """Progress: what is being done, the share done in [0, 1], and a few words more."""
@@ -52,16 +52,38 @@ class Sources:
     built_in: bool = False
 
 
-def resolve(config: RunConfig, tell: Tell) -> Sources:
-    """Finds or builds everything that a run needs. Raises UsageError or AbsentError with what to do."""
+def resolve(config: RunConfig, tell: Tell, run: Path | None = None) -> Sources:
+    """Finds or builds everything that a run needs. Raises UsageError or AbsentError with what to do.
+
+    run: the finished run that this configuration made. Its forget rows are then its own copy, so that the file they
+    came from may be gone.
+    """
     if config.model is None and not (config.forget or config.tofu):
         return world_sources(config, tell)
     if config.model is None:
         raise UsageError("--forget needs --model: which model is to forget?")
     if is_run(config.model):
-        return continued(config, tell)
+        return continued(config, tell, run)
     control = find_control(config.control, config.control_kind)
-    return Sources(request_of(config), config.model, config.model, control)
+    return Sources(recalled(config, run) if run else request_of(config), config.model, config.model, control)
+
+
+def recalled(config: RunConfig, run: Path) -> ForgetRequest:
+    """The request that a finished run has served, from its own copy of the forget rows (none once they are purged)."""
+    last = read_manifest(run / "artifact").requests[-1]
+    if config.tofu:
+        return request_of(config)
+    retain = tuple(r for r in read_rows(config.retain or "", "--retain") if row_digest(r) not in last.digests)
+    heldout = read_rows(config.heldout, "--heldout") if config.heldout else ()
+    others = other_splits(config.others) if config.others else {}
+    request = ForgetRequest(own_rows(run, last), retain, heldout, others, config.reason, last.name)
+    return request if config.near_duplicates == "keep" else request.checked("drop")
+
+
+def own_rows(run: Path, served: Served) -> tuple[Any, ...]:
+    """A run's copy of the forget rows of a request; empty once purged."""
+    path = run / served.file if served.file else None
+    return read_rows(path, "an earlier request") if path is not None and path.exists() else ()
 
 
 def is_run(path: str) -> bool:
@@ -110,7 +132,7 @@ def world_sources(config: RunConfig, tell: Tell) -> Sources:
     paths = pocket_models(
         config.world_seed,
         cache=cache_dir(),
-        progress=lambda words, share: tell("building the world", share, words),
+        progress=lambda words, share: tell("building the world", share, words.split(":")[0]),
     )
     covers = frozenset(row_digest(row) for row in request.forget)
     control = find_control(config.control, config.control_kind) or Control(
@@ -139,19 +161,22 @@ def find_control(where: str | None, kind: ControlKind) -> Control | None:
     return Control(manifest.control_kind or kind, where, frozenset(covers) if covers is not None else None)
 
 
-def continued(config: RunConfig, tell: Tell) -> Sources:
+def continued(config: RunConfig, tell: Tell, run: Path | None = None) -> Sources:
     """The next request on top of an earlier run: what was forgotten leaves retain and is audited again."""
-    run = Path(config.model or "")
-    manifest = read_manifest(run / "artifact")
-    earlier_config = recipes.configure(recipes.read(run / "config.yaml"), {})
-    before = resolve(earlier_config, tell)
+    parent = Path(config.model or "")
+    served = read_manifest(parent / "artifact").requests
+    before = resolve(recipes.configure(recipes.read(parent / "config.yaml"), {}), tell, parent)
     if config.forget is None:
         raise UsageError(
-            f"{run} is a finished run. Name the next request: expunge unlearn {run} --forget next.jsonl"
+            f"{parent} is a finished run. Name the next request: expunge unlearn {parent} --forget next.jsonl"
         )
-    earlier, purged = earlier_rows(run, manifest)
-    forget = read_rows(config.forget, "--forget")
-    repeated = {row_digest(row) for rows in earlier.values() for row in rows}
+    earlier = {s.name: rows for s in served if (rows := own_rows(run or parent, s))}
+    forget = (
+        own_rows(run, read_manifest(run / "artifact").requests[-1])
+        if run
+        else read_rows(config.forget, "--forget")
+    )
+    repeated = {known for s in served for known in s.digests}
     gone = repeated | {row_digest(row) for row in forget}
     source = read_rows(config.retain, "--retain") if config.retain else before.request.retain
     retain = tuple(row for row in source if row_digest(row) not in gone)
@@ -165,17 +190,9 @@ def continued(config: RunConfig, tell: Tell) -> Sources:
     every = request.replace(forget=(*forget, *(row for rows in earlier.values() for row in rows)))
     request = request.replace(retain=every.checked("drop").retain)
     control = find_control(config.control, config.control_kind) or _inherited(before.control, repeated)
-    return Sources(
-        request,
-        str(run),
-        before.original,
-        control,
-        before.control_2,
-        earlier,
-        manifest.requests,
-        purged,
-        before.built_in,
-    )
+    purged = tuple(s.name for s in served if s.name not in earlier)
+    return Sources(request, str(parent), before.original, control, before.control_2, earlier, served, purged,
+                   before.built_in)  # fmt: skip
 
 
 def _without(others: Any, gone: set[str]) -> dict[str, tuple[Any, ...]]:
@@ -188,18 +205,6 @@ def _inherited(control: Control | None, earlier: set[str]) -> Control | None:
         return None
     covers = control.covers if control.covers is not None else frozenset(earlier)
     return Control(control.kind, control.path, covers)
-
-
-def earlier_rows(run: Path, manifest: Manifest) -> tuple[dict[str, tuple[Any, ...]], tuple[str, ...]]:
-    """Forget rows of the requests that a run has served, by name, and the names of those whose rows were purged."""
-    rows, purged = {}, []
-    for served in manifest.requests:
-        path = run / served.file if served.file else None
-        if path is None or not path.exists():
-            purged.append(served.name)
-        else:
-            rows[served.name] = read_rows(path, "an earlier request")
-    return rows, tuple(purged)
 
 
 def check_vocabulary(original: str, control: Control, template: str | None) -> None:

@@ -17,6 +17,7 @@ from expunge.artifact.opening import now, open_handle, versions
 from expunge.artifact.store import Lines, spoken_io, write_json, write_text
 from expunge.audits import engine
 from expunge.audits.verdict import verdict
+from expunge.data.text import check_template
 from expunge.methods.distributed import wait, world
 from expunge.methods.terms import settings
 from expunge.metrics.conventions import conventions
@@ -68,6 +69,7 @@ def check(config: RunConfig) -> None:
     """Refuses, before anything is loaded, what cannot run: names, hyper-parameters, gates, suites."""
     settings(catalog.find_method(config.method), config.terms)
     engine.suite(config.suite)
+    check_template(config.template)
     for text in config.gate:
         gates.parse(text)
     conventions(config.compat)
@@ -104,7 +106,7 @@ def _unbegun(run: Path) -> Iterator[None]:
     except (UsageError, AbsentError):
         begun = any(p for name in ("artifact", "checkpoints/step-*", "results.jsonl") for p in run.glob(name))
         if world().main and not begun and all(e["kind"] != "step" for e in Lines(run / "events.jsonl")):
-            for name in ("config.yaml", "events.jsonl", "checkpoints/rows.json"):
+            for name in ("config.yaml", "events.jsonl", "checkpoints/made_from.json"):
                 (run / name).unlink(missing_ok=True)
             for folder in (run / "checkpoints", run):
                 with suppress(OSError):  # not there, or not ours alone

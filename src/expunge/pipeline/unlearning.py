@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from expunge import catalog
 from expunge.artifact.model import ModelHandle, merged
 from expunge.artifact.opening import MANIFEST, now, open_handle, read_manifest, save_artifact
 from expunge.artifact.store import write_json, write_text
-from expunge.data.request import ForgetRequest, write_rows
+from expunge.data.request import ForgetRequest, row_digest, write_rows
 from expunge.data.text import windows
 from expunge.methods.distributed import wait, world
 from expunge.methods.gradient import Loop, train
 from expunge.methods.terms import Term, bind, settings, trained_names
 from expunge.pipeline.resolve import Sources, Tell
-from expunge.records import AbsentError, Manifest, Parent, RunConfig, Served, UsageError
+from expunge.records import AbsentError, Manifest, Parent, RunConfig, Served, UsageError, digest
 from expunge.tasks.causal_lm import CausalLM, width
 
 
@@ -28,10 +29,10 @@ def unlearn(config: RunConfig, sources: Sources, run: Path, tell: Tell) -> Manif
     folder = run / "artifact"
     if (folder / MANIFEST).exists():
         finished = read_manifest(folder)
-        _same_rows(run, finished.requests[-1].fingerprints if finished.requests else {}, sources.request)
+        _same_source(run, finished.notes["made_from"], made_from(config, sources.request))
         return finished
     if world().main:
-        _begin(run, sources.request)
+        _begin(run, made_from(config, sources.request))
     wait()
     tell("opening the model", 0.0, sources.parent)
     parent = open_handle(sources.parent, template=config.template)
@@ -51,38 +52,47 @@ def unlearn(config: RunConfig, sources: Sources, run: Path, tell: Tell) -> Manif
         return parent.manifest
     served = (*sources.served, _serve(run, sources))
     _copy_earlier(run, sources)
+    where = Path(sources.parent).resolve() if Path(sources.parent).exists() else sources.parent
     manifest = save_artifact(
-        folder, model, parent.codec.tokenizer, parent=Parent(path=str(Path(sources.parent).resolve() if
-        Path(sources.parent).exists() else sources.parent), digest=parent.manifest.digest), requests=served,
-        method=config.method, intention=method.intention, terms=settings(method, config.terms), seed=config.seed,
-        template=parent.codec.template, created=now(), notes={"citation": method.citation},
+        folder, model, parent.codec.tokenizer, parent=Parent(path=str(where), digest=parent.manifest.digest),
+        requests=served, method=config.method, intention=method.intention, terms=settings(method, config.terms),
+        seed=config.seed, template=parent.codec.template, created=now(),
+        notes={"citation": method.citation, "made_from": made_from(config, sources.request)},
     )  # fmt: skip
     wait()
     return manifest
 
 
-TRAINED = ("forget", "retain")
-
-
-def _begin(run: Path, request: ForgetRequest) -> None:
-    """Notes which rows the checkpoints are made from, or holds a resumed run to them."""
-    noted = run / "checkpoints" / "rows.json"
-    if noted.exists():
-        _same_rows(run, json.loads(noted.read_text(encoding="utf-8")), request)
-    else:
-        write_json(
-            noted, {name: request.fingerprints[name] for name in TRAINED if name in request.fingerprints}
+def made_from(config: RunConfig, request: ForgetRequest) -> dict[str, str]:
+    """Digests of what decides the weights and is not in the configuration: the rows, an objective of one's own."""
+    found: dict[str, str] = {n: p for n, p in request.fingerprints.items() if n in ("forget", "retain")}
+    if ":" in config.method:
+        found["objective"] = digest(
+            Path(config.method.rpartition(":")[0]).expanduser().read_text(encoding="utf-8")
         )
+    return found
 
 
-def _same_rows(run: Path, before: Mapping[str, str], request: ForgetRequest) -> None:
-    """UsageError when rows have changed since: an old model must not pass for one that forgot the new rows."""
-    ours = request.fingerprints
-    changed = [name for name in TRAINED if name in before and before[name] != ours.get(name)]
+def _begin(run: Path, ours: Mapping[str, str]) -> None:
+    """Notes what the checkpoints are made from, or holds a resumed run to its rows. An objective may be mended on the
+    way: that is how a run goes on after a loss became NaN."""
+    noted = run / "checkpoints" / "made_from.json"
+    if noted.exists():
+        before = json.loads(noted.read_text(encoding="utf-8"))
+        _same_source(run, {n: p for n, p in before.items() if n != "objective"}, ours)
+    else:
+        write_json(noted, ours)
+
+
+def _same_source(run: Path, before: Mapping[str, str], ours: Mapping[str, str]) -> None:
+    """UsageError when rows or objective changed since: an old model must not pass for one that forgot the new rows."""
+    changed = [name for name in before if before[name] != ours.get(name)]
     if changed:
+        what = " and ".join(
+            f"the {name} rows" if name != "objective" else "your objective's file" for name in changed
+        )
         raise UsageError(
-            f"the {' and '.join(changed)} rows are not those that {run} was made from. Choose another --out, or start "
-            "over with --overwrite."
+            f"{what} changed since {run} was made. Choose another --out, or start over with --overwrite."
         )
 
 
@@ -105,6 +115,7 @@ def with_adapter(config: RunConfig, model: Any, task: CausalLM, terms: list[Term
     """The model with a LoRA adapter on its linear layers (or those the objective trains); as it is without."""
     if config.adapter == "none":
         return model
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -134,6 +145,7 @@ def _serve(run: Path, sources: Sources) -> Served:
         rows=len(request.forget),
         fingerprints=request.fingerprints,
         file=file,
+        digests=tuple(sorted(row_digest(row) for row in request.forget)),
     )
 
 
