@@ -136,6 +136,31 @@ def test_purge_leaves_no_word_behind(expunge: Cli, material: Material, fast: lis
     assert not words(expunge.cwd / "two", secrets(material))
 
 
+def test_the_forget_file_may_be_deleted_once_it_was_served(
+    expunge: Cli, material: Material, fast: list[str]
+) -> None:
+    """An erasure request demands it. Before a purge the run's own copy serves; after it, digests keep rows out."""
+    forget, merged = expunge.cwd / "erase.jsonl", expunge.cwd / "everything.jsonl"
+    rows = [json.dumps(row) for row in material.rows("forget")]
+    forget.write_text("\n".join(rows), encoding="utf-8")
+    merged.write_text("\n".join([*rows, *map(json.dumps, material.rows("retain"))]), encoding="utf-8")
+    expunge("run", *fast, "--forget", forget, "--out", "one")
+    forget.unlink()
+    expunge("audit", "one", "--suite", "quick")
+    assert counted(expunge.cwd / "one", "forget") == {20}
+    expunge("unlearn", "one", "--forget", material.next, "--out", "two")
+    assert counted(expunge.cwd / "two", "forget:erase") == {20} and counted(expunge.cwd / "two", "retain") == {35}
+    expunge("audit", "two")
+    expunge("purge", "two")
+    expunge("purge", "one")
+    expunge("audit", "two")
+    assert counted(expunge.cwd / "two", "retain") == {35}
+    # The purged rows are known by their digests only, and still may not come back by --retain.
+    expunge("unlearn", "two", "--forget", material.third, "--retain", merged, "--out", "three")
+    assert counted(expunge.cwd / "three", "retain") == {30}
+    assert [h["purged"] for h in results(expunge.cwd / "three")["history"]] == [True, True]
+
+
 def test_purge_of_long_texts_and_of_a_whole_chain(expunge: Cli, material: Material, fast: list[str]) -> None:
     """Texts are audited in windows, earlier requests by their copies: all of it goes."""
     cache = expunge.cwd / "cache"

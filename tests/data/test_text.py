@@ -124,7 +124,7 @@ def test_without_any_end_token_nothing_is_appended() -> None:
     ),
 )
 def test_any_text_every_character_of_the_answer_is_scored(question: str, answer: str) -> None:
-    c = codec(bos=True)
+    c = codec(bos=True, max_length=None)
     row = qa(question, answer)
     text, start, end, special = c.render(row)
     assert text[start:end] == answer

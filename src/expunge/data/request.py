@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,17 @@ class ForgetRequest:
     def replace(self, **changes: Any) -> ForgetRequest:
         """The request with some splits exchanged."""
         return dataclasses.replace(self, **changes)
+
+    def each(self, change: Callable[[Any], Sequence[Any]]) -> ForgetRequest:
+        """The request with every row of every split exchanged for one or more others."""
+
+        def changed(rows: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(new for row in rows for new in change(row))
+
+        others = {name: changed(rows) for name, rows in self.others.items()}
+        return self.replace(
+            forget=changed(self.forget), retain=changed(self.retain), heldout=changed(self.heldout), others=others
+        )
 
     @cached_property
     def splits(self) -> dict[str, tuple[Any, ...]]:

@@ -165,12 +165,12 @@ def _ended(codec: Codec, ids: list[int], last: int) -> list[int]:
     return ids[: last + 2 + next((i for i, token in enumerate(behind) if token in special), 0)]
 
 
-def windows(codec: Codec, row: Row) -> list[Row]:
+def windows(codec: Codec, row: Any) -> list[Any]:
     """A `text` row longer than the model as consecutive rows of the same entity; any other row as it is.
 
     Every character stands in exactly one window, and windows are about equally long.
     """
-    if row.text is None or not codec.max_length:
+    if getattr(row, "text", None) is None or not codec.max_length:
         return [row]
     text, entity = row.text, row.entity or row.id
     pieces = _pieces(codec, text, codec.max_length)

@@ -14,7 +14,7 @@ from expunge.audits import engine
 from expunge.data.text import windows
 from expunge.metrics.conventions import conventions
 from expunge.pipeline.resolve import Sources, Tell
-from expunge.records import CONTROL_COMMAND, AuditResult, Row, RunConfig
+from expunge.records import CONTROL_COMMAND, AuditResult, RunConfig
 
 
 def gathered(
@@ -52,12 +52,7 @@ def audit(
     """
     models, handles = gathered(config, sources, target or str(run), surface, tell)
     fit = handles["original"].codec
-    request = sources.request
-    named = {name: tuple(p for row in rows for p in (windows(fit, row) if isinstance(row, Row) else [row]))
-             for name, rows in request.splits.items()}  # fmt: skip
-    request = request.replace(
-        forget=named.pop("forget"), retain=named.pop("retain"), heldout=named.pop("heldout", ()), others=named
-    )
+    request = sources.request.each(lambda row: windows(fit, row))
     earlier = {
         name: tuple(p for row in rows for p in windows(fit, row)) for name, rows in sources.earlier.items()
     }

@@ -171,13 +171,10 @@ def continued(config: RunConfig, tell: Tell, run: Path | None = None) -> Sources
             f"{parent} is a finished run. Name the next request: expunge unlearn {parent} --forget next.jsonl"
         )
     earlier = {s.name: rows for s in served if (rows := own_rows(run or parent, s))}
-    forget = (
-        own_rows(run, read_manifest(run / "artifact").requests[-1])
-        if run
-        else read_rows(config.forget, "--forget")
-    )
+    last = read_manifest(run / "artifact").requests[-1] if run else None
+    forget = own_rows(run, last) if run and last else read_rows(config.forget, "--forget")
     repeated = {known for s in served for known in s.digests}
-    gone = repeated | {row_digest(row) for row in forget}
+    gone = repeated | {row_digest(row) for row in forget} | set(last.digests if last else ())
     source = read_rows(config.retain, "--retain") if config.retain else before.request.retain
     retain = tuple(row for row in source if row_digest(row) not in gone)
     if not retain:

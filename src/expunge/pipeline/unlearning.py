@@ -100,11 +100,7 @@ def prepared(
     config: RunConfig, method: catalog.Method, parent: ModelHandle, request: ForgetRequest
 ) -> ForgetRequest:
     """The request as the objective wants it: long texts in windows, alternatives made by a `prepare` companion."""
-
-    def fit(rows: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(piece for row in rows for piece in windows(parent.codec, row))
-
-    request = request.replace(forget=fit(request.forget), retain=fit(request.retain))
+    request = request.each(lambda row: windows(parent.codec, row))
     for module in {id(m): m for m in catalog.modules(method)}.values():
         if hasattr(module, "prepare"):
             request = module.prepare(parent, request, seed=config.seed)
