@@ -61,7 +61,7 @@ def resolve(config: RunConfig, tell: Tell, run: Path | None = None) -> Sources:
     if config.model is None and not (config.forget or config.tofu):
         return world_sources(config, tell)
     if config.model is None:
-        raise UsageError("--forget needs --model: which model is to forget?")
+        raise UsageError("which model is to forget? Name it: --model PATH_OR_HUB_ID")
     if is_run(config.model):
         return continued(config, tell, run)
     control = find_control(config.control, config.control_kind)
