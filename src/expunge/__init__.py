@@ -1,4 +1,4 @@
-"""expunge: make trained models forget on request, and prove what was achieved.
+"""expunge: make trained models forget on request, and measure what was achieved.
 
 >>> import expunge
 >>> request = expunge.ForgetRequest.from_files(forget="authors.jsonl", retain="rest.jsonl")  # doctest: +SKIP

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -31,7 +32,8 @@ class Hyper(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What a file says about one objective. `needs` are names of quantities (positional arguments)."""
+    """What a file says about one objective. `needs` are names of quantities (positional arguments); `positive` names
+    the hyper-parameters that must be above 0."""
 
     name: str
     module: str
@@ -41,6 +43,7 @@ class Objective(NamedTuple):
     needs: tuple[str, ...]
     hyper: tuple[Hyper, ...]
     reduction: str
+    positive: tuple[str, ...] = ()
 
 
 class Method(NamedTuple):
@@ -123,7 +126,7 @@ def read_objectives(path: Path, module: str) -> dict[str, Objective]:
         text = _docstring(node)
         found[node.name] = Objective(
             node.name, module, path, first_line(text), _citation(text) or _citation(_docstring(tree)), needs,
-            _hyper(node, path), reduction,
+            _hyper(node, path), reduction, tuple(_literals(tree).get("POSITIVE", ())),
         )  # fmt: skip
     return found
 
@@ -304,6 +307,10 @@ def read_hyper(role: str, objective: Objective, given: dict[str, Any]) -> dict[s
             out[name] = PARSERS.get(kind, str)(raw)
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"--{role}.{name} {raw}: '{raw}' is not a {kind}.") from None
+        if name in objective.positive and not 0 < out[name] < math.inf:
+            raise UsageError(
+                f"--{role}.{name} {raw}: '{name}' of objective '{objective.name}' must be above 0."
+            )
     return out
 
 

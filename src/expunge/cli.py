@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from expunge.records import Exit, ExpungeError, Frozen, RunConfig, UsageError, nearest
 
@@ -32,15 +33,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def dispatch(argv: list[str]) -> int:
     """Runs one verb and returns its exit code. People get sentences; only a defect of ours gets a traceback."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
-        return Exit.DONE
-    if argv[0] == "--version":
-        from expunge import __version__
-
-        print(__version__)
-        return Exit.DONE
     try:
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(usage(), flush=True)
+            return Exit.DONE
+        if argv[0] == "--version":
+            from expunge import __version__
+
+            print(__version__)
+            return Exit.DONE
         return _verb(argv[0])(argv[1:])
     except ExpungeError as error:
         print(f"expunge: {error}", file=sys.stderr)
@@ -54,6 +55,8 @@ def dispatch(argv: list[str]) -> int:
         )
         return Exit.INTERRUPTED
     except BrokenPipeError:
+        # Whoever read our output has left (`| head`); nothing more can be said to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE
 
 
@@ -61,7 +64,7 @@ def usage() -> str:
     """The top-level help."""
     lines = [f"  {verb:8} {line}" for verb, (line, _) in VERBS.items()]
     return "\n".join([
-        "expunge makes trained models forget on request, and proves what was achieved.", "",
+        "expunge makes trained models forget on request, and measures what was achieved.", "",
         "usage: expunge VERB [arguments]      (expunge VERB --help tells more)", "", *lines, "",
         "start here:  expunge run",
         "your model:  expunge run --model PATH_OR_ID --forget F.jsonl --retain R.jsonl [--control PATH]",
@@ -77,25 +80,36 @@ def _verb(name: str) -> Callable[[list[str]], int]:
     return found
 
 
-def read_flags(kind: type[Frozen], argv: list[str], prog: str, description: str) -> dict[str, Any]:
+Record = TypeVar("Record", bound=Frozen)
+
+
+def read_flags(kind: type[Record], argv: list[str], prog: str, description: str) -> dict[str, Any]:
     """Flags that were given, by field name; tyro checks types and names and prints the help.
 
     `--role.name value` pairs are taken out first: they are checked against the objective's own signature.
     """
     import tyro
-    from pydantic import ValidationError
 
     rest, terms = take_terms(argv)
     rest = folded(rest, "--gate")
-    shown = _without_terms(kind)
+    shown = _as_flags(kind)
+    given = tyro.cli(
+        shown, args=rest, prog=prog, description=description, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    stated = {f for f in shown.model_fields if mentioned(f, rest)}
+    fields = {f: getattr(given, f) for f in stated}
+    validated(kind, {**vars(given)})  # limits and combinations are judged in our words, not in a library's
+    return {**fields, **terms}
+
+
+def validated(kind: type[Record], fields: dict[str, Any]) -> Record:
+    """A record, or UsageError in a sentence."""
+    from pydantic import ValidationError
+
     try:
-        given = tyro.cli(
-            shown, args=rest, prog=prog, description=description, config=(tyro.conf.FlagCreatePairsOff,)
-        )
+        return kind(**fields)
     except ValidationError as error:
         raise UsageError(sentence(error)) from None
-    stated = {f for f in shown.model_fields if mentioned(f, rest)}
-    return {**{f: getattr(given, f) for f in stated}, **terms}
 
 
 def sentence(error: Any) -> str:
@@ -106,17 +120,22 @@ def sentence(error: Any) -> str:
     return f"--{name.replace('_', '-')}: {message}." if name else f"{message}."
 
 
-def _without_terms(kind: type[Frozen]) -> type[Frozen]:
-    """The record as the command line shows it: terms are written --role.name, not as one flag."""
+def _as_flags(kind: type[Record]) -> type[Record]:
+    """The record as the command line shows it: unchecked while flags are read, and without terms, which are written
+    --role.name."""
     import tyro
     from pydantic import create_model
 
-    if "terms" not in kind.model_fields:
-        return kind
-    hidden = kind.model_fields["terms"]
+    def unchecked(self: Record, **given: Any) -> None:
+        self.__dict__.update(kind.model_construct(**given).__dict__)
+
     suppress: Any = tyro.conf.Suppress
-    fields: dict[str, Any] = {"terms": (suppress[hidden.annotation], hidden)}
-    return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
+    fields: dict[str, Any] = {}
+    if "terms" in kind.model_fields:
+        fields["terms"] = (suppress[kind.model_fields["terms"].annotation], kind.model_fields["terms"])
+    shown: type[Record] = create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
+    shown.__init__ = unchecked  # type: ignore[assignment]
+    return shown
 
 
 def folded(argv: list[str], flag: str) -> list[str]:

@@ -375,7 +375,7 @@ def read_text(path: str | Path, what: str) -> str:
         return path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except FileNotFoundError:
         raise AbsentError(f"{what}: there is no file {path}.") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise UsageError(f"{what}: {path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{what}: {path} is not UTF-8 text (byte {error.start}).") from None
+    except OSError as error:
+        raise UsageError(f"{what}: {path} cannot be read ({error.strerror}).") from None

@@ -251,7 +251,7 @@ def test_a_second_retrain_is_null(digits: Family, tmp_path: Path) -> None:
     assert differences["unlearned"].low <= 0 <= differences["unlearned"].high
     assert differences["original"].low > 0.9
     judged = verdict(digits.audit(digits.open("control_2"), tmp_path), "removal")
-    assert judged.name == "inconclusive" and "it keeps 100% of the original's score" in judged.sentence
+    assert judged.name == "inconclusive" and "Of the original's score it keeps 100% on retain" in judged.sentence
 
 
 def test_a_model_that_says_one_thing_only_is_destroyed(digits: Family, tmp_path: Path) -> None:

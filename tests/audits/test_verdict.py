@@ -22,7 +22,7 @@ def rows(
     return [
         AuditResult(
             audit=audit, split=split, model=model, value=v, low=v - half, high=v + half, n=160, entities=entities,
-            direction="higher", surface=surface,
+            direction="closest_to_control" if split.startswith("forget") else "higher", surface=surface,
         )  # type: ignore[arg-type]
         for model, v in zip(MODELS, values, strict=False)
     ]  # fmt: skip
@@ -65,7 +65,9 @@ def test_what_tells_the_model_from_one_that_never_knew_is_said() -> None:
     calm = table((1.0, 0.1, 0.1))
     words = rows("answer_words", "forget", (3.0, 9.0, 3.0), half=0.5)
     assert "told from" not in verdict(calm, "removal").sentence
-    assert "told from such a model by how many words" in verdict([*calm, *words], "removal").sentence
+    assert (
+        "told from a model that never knew by how many words" in verdict([*calm, *words], "removal").sentence
+    )
     ks = AuditResult(
         audit="forget_quality", split="forget", model="unlearned", value=1e-9, direction="higher",
         details={"ks_distance": 0.4},
@@ -95,6 +97,30 @@ def test_preferring_the_truth_without_saying_it_is_suppression() -> None:
         [*table((1.0, 0.9, 0.1)), *rows("truth_probability", "forget", (0.9, 0.8, 0.5))], "removal"
     )
     assert loud.name == "not unlearned"
+
+
+def test_more_than_a_model_that_never_knew_is_said_when_intervals_do_not_meet() -> None:
+    quiet, leaky = table((1.0, 0.1, 0.1)), table((1.0, 0.24, 0.06), half=0.01)
+    assert "no more of the answers" in verdict(quiet, "removal").sentence
+    assert "no more of the answers" not in verdict(leaky, "removal").sentence
+    assert "more than one that never knew (rouge l recall 0.24" in verdict(leaky, "removal").sentence
+
+
+def test_every_split_that_should_stay_is_counted() -> None:
+    lost = [*table((1.0, 0.1, 0.1)), *rows("rouge_l_recall", "neighbours", (1.0, 0.1, 1.0))]
+    assert verdict(lost, "removal").name == "destroyed"
+    assert "least on neighbours: 10%" in verdict(lost, "removal").sentence
+    less = [*table((1.0, 0.1, 0.1)), *rows("rouge_l_recall", "multi_hop", (1.0, 0.9, 1.0))]
+    assert "keeps 100% on retain, least on multi hop: 90%" in verdict(less, "removal").sentence
+    never = [*table((1.0, 0.1, 0.1)), *rows("rouge_l_recall", "world_facts", (0.05, 0.0, 0.05))]
+    assert verdict(never, "removal").name == "inconclusive", "what the original cannot do cannot be lost"
+
+
+def test_an_earlier_request_that_came_back_is_not_unlearned() -> None:
+    back = [*table((1.0, 0.1, 0.1)), *rows("rouge_l_recall", "forget:first", (1.0, 1.0, 0.1))]
+    found = verdict(back, "removal")
+    assert found.name == "not unlearned"
+    assert "of the earlier request 'first'" in found.sentence
 
 
 def test_recovery_is_not_clipped_and_needs_three_standard_errors() -> None:

@@ -26,7 +26,7 @@ WORDS = {
     "compare none": (["compare"], "usage: expunge compare RUN RUN"),
     "compare nothing": (["compare", "a", "b"], "a is no audited run"),
     "report nothing": (["report", "nowhere"], "no audited run"),
-    "purge nothing": (["purge", "nowhere"], "no finished run"),
+    "purge nothing": (["purge", "nowhere"], "no run directory"),
     "audit nothing": (["audit", "nowhere"], "name what it was to forget"),
     "audit target": (["audit"], "usage: expunge audit TARGET"),
     "retain alone": (["run", "--retain", "r.jsonl"], "--retain without --forget"),

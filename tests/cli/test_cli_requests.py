@@ -192,3 +192,39 @@ def test_privacy_redacts_unless_told_otherwise(expunge: Cli, material: Material,
     assert SECRET in (expunge.cwd / "shown" / "report.html").read_text(encoding="utf-8")
     expunge("run", *fast, "--out", "other")
     assert SECRET in (expunge.cwd / "other" / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_interrupted_run_can_be_purged(expunge: Cli, material: Material, fast: list[str]) -> None:
+    """Its checkpoints hold weights that still know."""
+    mine = expunge.cwd / "nan.py"
+    body = "calls.append(1)\n    return token_logp / (len(calls) < 3)"
+    mine.write_text(f"calls = []\n\ndef loss(token_logp):\n    {body}\n")
+    flags = ["--method", f"{mine}:loss", "--save-every", "1", "--micro-batch", "40"]
+    done = expunge("run", *fast, *flags, "--out", "half", code=4)
+    assert "checkpoint" in done.err and list((expunge.cwd / "half").rglob("*.safetensors"))
+    assert "checkpoints" in expunge("purge", "half").out
+    assert not list((expunge.cwd / "half").rglob("*.safetensors"))
+
+
+def test_the_same_rows_are_no_next_request(expunge: Cli, material: Material, fast: list[str]) -> None:
+    """Asked twice, forgotten once."""
+    expunge("run", *fast, "--out", "one")
+    said = expunge.refused("unlearn", "one", "--forget", material.forget, "--out", "two")
+    assert "all of these rows before" in said
+
+
+def test_a_control_made_from_the_original_is_refused(expunge: Cli, material: Material, fast: list[str]) -> None:
+    """It knows the forget rows, whatever it was trained on since."""
+    flags = ["--forget", material.forget, "--retain", material.retain, "--steps", "1"]
+    expunge("control", "--base", material.original, *flags, "--out", "knows")
+    said = expunge.refused("run", *fast, "--control", "knows", "--out", "r")
+    assert "trained from the original itself" in said
+    assert "is the original itself" in expunge.refused("run", *fast, "--control", material.original, "--out", "r")
+
+
+def test_privacy_keeps_forget_text_out_of_what_is_printed(expunge: Cli, material: Material) -> None:
+    """Logs are kept: refused near-duplicates are named, not quoted."""
+    model = ["run", "--model", material.original, "--forget", material.forget, "--retain", material.forget]
+    question = material.rows("forget")[0]["question"]
+    assert question in expunge.refused(*model, "--out", "r")
+    assert question not in expunge.refused(*model, "--reason", "privacy", "--out", "r")

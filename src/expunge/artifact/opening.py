@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -169,6 +170,8 @@ def _open_adapter(folder: Path, manifest: Manifest, template: str | None, batch_
     def load() -> nn.Module:
         from peft import PeftModel
 
+        quiet_peft()
+
         return PeftModel.from_pretrained(merged(parent().weights), folder / "adapter").to(device())  # type: ignore[no-any-return]
 
     return ModelHandle(
@@ -185,6 +188,11 @@ def _open_classifier(folder: Path, manifest: Manifest, template: str | None, bat
 KINDS: dict[str, Callable[[Path, Manifest, str | None, int], Handle]] = {
     "model": _open_model, "control": _open_model, "adapter": _open_adapter, "classifier": _open_classifier,
 }  # fmt: skip
+
+
+def quiet_peft() -> None:
+    """Silences a warning that peft calls forth from transformers and that no user can act on."""
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 
 def versions() -> dict[str, str]:

@@ -7,24 +7,26 @@ from collections.abc import Sequence
 
 from expunge.records import AuditResult, ModelName, Verdict
 
-BEHAVIOUR = (
-    ("rouge_l_recall", "forget"), ("rouge_l_recall", "forget_paraphrased"),
-    ("extraction_strength", "forget"), ("probability", "forget"),
-)  # fmt: skip
-TELLING = (("truth_probability", "forget"), ("option_probability", "forget"))
+BEHAVIOUR = ("rouge_l_recall", "extraction_strength", "probability")
+"""What the model says, or would say, when it is asked: on the forget rows, in other words too, and on those of every
+earlier request."""
+TELLING = ("truth_probability", "option_probability")
 """Whether true answers are still preferred to false ones: knowledge that shows in likelihoods, not in answers."""
-UTILITY = (("rouge_l_recall", "retain"), ("extraction_strength", "retain"))
+KEEPING = ("rouge_l_recall", "extraction_strength")
+"""What must stay, on every split that should stay high."""
 FEW_ENTITIES = 10
-KNOWN, GONE, RUINED = 0.5, 0.2, 0.5
+KNOWN, GONE, RUINED, MEASURABLE = 0.5, 0.2, 0.5, 0.2
 
 
 class Table:
     """Results by audit, split and model."""
 
     def __init__(self, results: Sequence[AuditResult]) -> None:
-        self._by = {
-            (r.audit, r.split, r.model): r for r in results if r.status == "ok" and r.value is not None
-        }
+        found = [r for r in results if r.status == "ok" and r.value is not None]
+        self._by = {(r.audit, r.split, r.model): r for r in found}
+        splits = dict.fromkeys((r.split, r.direction) for r in found if r.audit in (*BEHAVIOUR, *KEEPING))
+        self.forgotten = [s for s, _ in splits if s.split(":")[0] in ("forget", "forget_paraphrased")]
+        self.kept = [s for s, direction in splits if direction == "higher" and s not in self.forgotten]
 
     def get(self, audit: str, split: str, model: ModelName) -> AuditResult | None:
         """A result that is there and has a value."""
@@ -57,6 +59,12 @@ def recovery(table: Table, audit: str, split: str) -> float | None:
     return None if abs(original - control) <= 3 * error else (unlearned - control) / (original - control)
 
 
+def recoveries(table: Table, audits: Sequence[str]) -> dict[tuple[str, str], float]:
+    """Recovery indices of audits on every forget split, those of earlier requests included."""
+    pairs = [(audit, split) for split in table.forgotten for audit in audits]
+    return {(a, s): r for a, s in pairs if (r := recovery(table, a, s)) is not None}
+
+
 def verdict(results: Sequence[AuditResult], intention: str) -> Verdict:
     """The verdict on a run, with the measurements that it rests on.
 
@@ -65,7 +73,7 @@ def verdict(results: Sequence[AuditResult], intention: str) -> Verdict:
     served, held = ([r for r in results if r.surface == s] for s in ("served", "held"))
     judged = _judge(served or held, intention)
     found = Table(held if served else [])
-    indices = {(a, s): r for a, s in BEHAVIOUR if (r := recovery(found, a, s)) is not None}
+    indices = recoveries(found, BEHAVIOUR)
     if judged.name in ("destroyed", "not unlearned") or not indices or max(indices.values()) <= KNOWN:
         return judged
     evidence = tuple(f"{_evidence(found, a, s)} (held surface)" for a, s in indices)
@@ -76,41 +84,57 @@ def verdict(results: Sequence[AuditResult], intention: str) -> Verdict:
 
 def _judge(results: Sequence[AuditResult], intention: str) -> Verdict:
     table = Table(results)
-    kept = _kept(table)
-    indices = {(a, s): r for a, s in BEHAVIOUR if (r := recovery(table, a, s)) is not None}
-    evidence = tuple(
-        _evidence(table, a, s) for a, s in (*BEHAVIOUR, *TELLING, *UTILITY) if table.get(a, s, "unlearned")
-    )
-    if kept is not None and kept < RUINED:
+    shares, indices = _shares(table), recoveries(table, BEHAVIOUR)
+    told = max(recoveries(table, TELLING).values(), default=0.0)
+    evidence = _all_evidence(table)
+    keeps, least = _keeps(shares), min(shares.values(), default=1.0)
+    if least < RUINED:
         return Verdict(name="destroyed", evidence=evidence, sentence=(
-            f"The model was damaged: on what should stay it keeps {kept:.0%} of the original's score. "
-            "A low score on the forget set means nothing in a model that has lost everything."))  # fmt: skip
+            f"The model was damaged.{keeps} "
+            "A low score on the forget set means nothing in a model that has lost what should stay."))  # fmt: skip
     if not indices:
         return Verdict(name="inconclusive", evidence=evidence, sentence=_why_nothing(table))
-    worst = max(indices.values())
-    anything = table.get("rouge_l_recall", "forget", "unlearned") or next(
-        r for r in results if r.model == "unlearned" and r.split == "forget" and r.status == "ok"
-    )
+    (_, split), worst = max(indices.items(), key=lambda item: item[1])
+    where = f" of the earlier request '{split.split(':')[1]}'" if ":" in split else ""
     if worst > KNOWN:
         return Verdict(name="not unlearned", evidence=evidence, sentence=(
-            f"The model still shows what it was asked to forget: it keeps {worst:.0%} of the way from a model that "
-            f"never knew (0%) to the original (100%).{_keeps(kept)}"))  # fmt: skip
-    if anything.entities < FEW_ENTITIES:
+            f"The model still shows what it was asked to forget{where}: it keeps {worst:.0%} of the way from a model "
+            f"that never knew (0%) to the original (100%).{keeps}"))  # fmt: skip
+    entities = max(r.entities for r in results if r.model == "unlearned" and r.split == split)
+    if entities < FEW_ENTITIES:
         return Verdict(name="inconclusive", evidence=evidence, sentence=(
-            f"Too few to tell: the forget set speaks of {anything.entities} "
-            f"{'entity' if anything.entities == 1 else 'entities'}, fewer than the {FEW_ENTITIES} that intervals need. "
-            "See the values and their intervals."))  # fmt: skip
-    told = max((r for a, s in TELLING if (r := recovery(table, a, s)) is not None), default=0.0)
+            f"Too few to tell: the forget set speaks of {entities} {'entity' if entities == 1 else 'entities'}, fewer "
+            f"than the {FEW_ENTITIES} that intervals need. See the values and their intervals."))  # fmt: skip
+    told_by = _told(_tells(table))
     if worst <= GONE and told > KNOWN:
         return Verdict(name="suppression", evidence=evidence, sentence=(
-            "Asked plainly, the model gives away no more of the answers than one that never knew, but it still prefers "
-            f"the true answers to false ones, by {told:.0%} of the way from such a model (0%) to the original (100%): "
-            f"the knowledge is hidden, not gone.{_keeps(kept)}"))  # fmt: skip
+            f"{_plainly(table)}, but it still prefers the true answers to false ones, by {told:.0%} of the way from "
+            f"such a model (0%) to the original (100%): the knowledge is hidden, not gone.{told_by}"
+            f"{keeps}"))  # fmt: skip
     if max(worst, told) > GONE:
         return Verdict(name="mixed", evidence=evidence, sentence=(
-            f"Part of it still shows: up to {max(worst, told):.0%} of the way from a model that never knew (0%) to the "
-            f"original (100%).{_keeps(kept)}"))  # fmt: skip
-    return Verdict(name="inconclusive", evidence=evidence, sentence=_quiet(_tells(table), kept, intention))
+            f"Part of it still shows{where if worst >= told else ''}: up to {max(worst, told):.0%} of the way from a "
+            f"model that never knew (0%) to the original (100%).{told_by}{keeps}"))  # fmt: skip
+    hidden = (
+        "The method teaches the model not to say it, so the knowledge is expected to be inside still."
+        if intention == "suppression"
+        else "Whether the knowledge is gone or only hidden was not tested."
+    )
+    sentence = f"{_plainly(table)}.{told_by}{keeps} {hidden}"
+    return Verdict(name="inconclusive", evidence=evidence, sentence=sentence)
+
+
+def _plainly(table: Table) -> str:
+    """What plain questions give away, beside a model that never knew; intervals that do not meet are told."""
+    more = [
+        f"{audit.replace('_', ' ')} {ours.value:.2g} where that model has {control.value:.2g}"
+        for split in table.forgotten for audit in BEHAVIOUR
+        if (ours := table.get(audit, split, "unlearned")) and (control := table.get(audit, split, "control"))
+        and _apart(ours, control) and (ours.value or 0) > (control.value or 0)
+    ]  # fmt: skip
+    if more:
+        return f"Asked plainly, the model gives away little, but more than one that never knew ({'; '.join(more)})"
+    return "Asked plainly, the model gives away no more of the answers than one that never knew"
 
 
 TELLS = (
@@ -134,40 +158,44 @@ def _tells(table: Table) -> list[str]:
     return found
 
 
+def _told(tells: list[str]) -> str:
+    return f" It can be told from a model that never knew by {'; by '.join(tells)}." if tells else ""
+
+
 def _apart(a: AuditResult, b: AuditResult) -> bool:
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return False
     return a.low > b.high or b.low > a.high
 
 
-def _quiet(tells: list[str], kept: float | None, intention: str) -> str:
-    """Plain questions find nothing: say what that does and does not mean."""
-    hidden = (
-        "The method teaches the model not to say it, so the knowledge is expected to be inside still."
-        if intention == "suppression"
-        else "Whether the knowledge is gone or only hidden was not tested."
+def _shares(table: Table) -> dict[str, float]:
+    """The share of the original's score that the unlearned model keeps, by split, where the original has one."""
+    shares: dict[str, float] = {}
+    for split in table.kept:
+        for audit in KEEPING:
+            ours, theirs = table.get(audit, split, "unlearned"), table.get(audit, split, "original")
+            if ours and theirs and (theirs.value or 0) >= MEASURABLE:
+                share = (ours.value or 0) / (theirs.value or 1)
+                shares[split] = min(share, shares.get(split, share))
+    return shares
+
+
+def _keeps(shares: dict[str, float]) -> str:
+    """What is kept: on retain, and where it is least."""
+    if not shares:
+        return ""
+    split, least = min(shares.items(), key=lambda item: item[1])
+    first = "retain" if "retain" in shares else split
+    rest = (
+        f", least on {split.replace('_', ' ')}: {least:.0%}"
+        if split != first and shares[first] - least >= 0.01
+        else ""
     )
-    told = f" It can still be told from such a model by {'; by '.join(tells)}." if tells else ""
-    plain = "Asked plainly, the model gives away no more of the answers than one that never knew."
-    return f"{plain}{told}{_keeps(kept)} {hidden}"
-
-
-def _keeps(kept: float | None) -> str:
-    return "" if kept is None else f" On what should stay it keeps {kept:.0%} of the original's score."
-
-
-def _kept(table: Table) -> float | None:
-    """The smallest share of the original's utility that the unlearned model has."""
-    shares = []
-    for audit, split in UTILITY:
-        ours, theirs = table.get(audit, split, "unlearned"), table.get(audit, split, "original")
-        if ours and theirs and ours.value is not None and theirs.value:
-            shares.append(ours.value / theirs.value)
-    return min(shares) if shares else None
+    return f" Of the original's score it keeps {shares[first]:.0%} on {first.replace('_', ' ')}{rest}."
 
 
 def _why_nothing(table: Table) -> str:
-    if any(table.get(a, s, "control") for a, s in BEHAVIOUR):
+    if any(table.get(a, s, "control") for s in table.forgotten for a in BEHAVIOUR):
         return (
             "No judgement: the original and the control cannot be told apart on these rows, or there are too few of "
             "them, so there is nothing to measure forgetting against."
@@ -176,6 +204,18 @@ def _why_nothing(table: Table) -> str:
         "No judgement: no control that never knew these rows stands beside the model, so there is nothing to compare "
         "it with."
     )
+
+
+def _all_evidence(table: Table) -> tuple[str, ...]:
+    """The measurements that a verdict rests on."""
+    pairs = [(a, s) for s in table.forgotten for a in (*BEHAVIOUR, *TELLING)]
+    pairs += [(a, s) for s in table.kept for a in KEEPING if s in ("retain", *_worst(table))]
+    return tuple(_evidence(table, a, s) for a, s in pairs if table.get(a, s, "unlearned"))
+
+
+def _worst(table: Table) -> tuple[str, ...]:
+    shares = _shares(table)
+    return (min(shares, key=lambda s: shares[s]),) if shares else ()
 
 
 def _evidence(table: Table, audit: str, split: str) -> str:

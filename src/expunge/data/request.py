@@ -65,7 +65,10 @@ class ForgetRequest:
 
         others = {name: changed(rows) for name, rows in self.others.items()}
         return self.replace(
-            forget=changed(self.forget), retain=changed(self.retain), heldout=changed(self.heldout), others=others
+            forget=changed(self.forget),
+            retain=changed(self.retain),
+            heldout=changed(self.heldout),
+            others=others,
         )
 
     @cached_property
@@ -86,11 +89,11 @@ class ForgetRequest:
         if exact and near != "drop":
             raise UsageError(
                 f"{len(exact)} rows stand in both forget and retain, so the model would be taught what it is to "
-                f"forget:\n{_listed(exact)}\nTake them out of retain, or pass --near-duplicates drop."
+                f"forget:\n{self._listed(exact)}\nTake them out of retain, or pass --near-duplicates drop."
             )
         if pairs and near == "refuse":
             raise UsageError(
-                f"{len(pairs)} retain rows nearly repeat forget rows:\n{_listed(pairs)}\n"
+                f"{len(pairs)} retain rows nearly repeat forget rows:\n{self._listed(pairs)}\n"
                 "Pass --near-duplicates drop to leave them out of retain, or --near-duplicates keep."
             )
         if near == "keep":
@@ -98,10 +101,14 @@ class ForgetRequest:
         dropped = {id(keep) for _, keep in pairs}
         return self.replace(retain=tuple(row for row in self.retain if id(row) not in dropped))
 
-
-def _listed(pairs: list[tuple[Any, Any]], most: int = 5) -> str:
-    lines = [f"  forget {f.id}: {_short(f)}\n  retain {r.id}: {_short(r)}" for f, r in pairs[:most]]
-    return "\n".join(lines + ([f"  … and {len(pairs) - most} more"] if len(pairs) > most else []))
+    def _listed(self, pairs: list[tuple[Any, Any]], most: int = 5) -> str:
+        """Pairs of rows, by their words; by name alone when the reason is privacy, because logs are kept."""
+        secret = self.reason == "privacy"
+        lines = [
+            f"  forget {f.id}{'' if secret else f': {_short(f)}'}\n  retain {r.id}{'' if secret else f': {_short(r)}'}"
+            for f, r in pairs[:most]
+        ]
+        return "\n".join(lines + ([f"  … and {len(pairs) - most} more"] if len(pairs) > most else []))
 
 
 def _short(row: Row) -> str:

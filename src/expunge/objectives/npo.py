@@ -18,6 +18,8 @@ METHODS = {
     },
 }
 
+POSITIVE = ("beta",)
+
 
 def npo(answer_logp: Rows, ref_answer_logp: Rows, *, beta: float = 0.1) -> Rows:
     """NPO: bounded ascent on the whole answer's likelihood ratio to the original.

@@ -22,6 +22,8 @@ METHODS = {
     },
 }
 
+POSITIVE = ("coeff",)
+
 
 def rmu(hidden: Hidden, mask: Mask, direction: Tensor, *, layer: str = "25%", coeff: float = 6.5) -> Rows:
     """RMU: pull the hidden states of forget rows to `coeff` times a random unit vector.

@@ -17,6 +17,8 @@ METHODS = {
     },
 }
 
+POSITIVE = ("beta",)
+
 
 def simnpo(answer_logp: Rows, answer_len: Rows, *, beta: float = 2.5, gamma: float = 0.0) -> Rows:
     """SimNPO: push the mean token log-probability of the answer below a margin.

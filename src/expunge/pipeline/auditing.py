@@ -13,7 +13,7 @@ from expunge.pipeline.measuring import audit
 from expunge.pipeline.resolve import (
     Sources,
     Tell,
-    check_vocabulary,
+    check_control,
     find_control,
     is_run,
     request_of,
@@ -52,7 +52,7 @@ def _run(run: Path, flags: dict[str, Any], surface: Surface, tell: Tell) -> job.
     job.check(config)
     sources = resolve(config, tell, run)
     if sources.control:
-        check_vocabulary(sources.original, sources.control, config.template)
+        check_control(sources.original, sources.control, config.template)
     return _audited(config, sources, run, run, surface, tell)
 
 
@@ -64,7 +64,7 @@ def _model(target: str, flags: dict[str, Any], surface: Surface, tell: Tell) -> 
     control = find_control(config.control, config.control_kind)
     sources = Sources(request_of(config), original, original, control)
     if control:
-        check_vocabulary(original, control, config.template)
+        check_control(original, control, config.template)
     with spoken_io(out):
         out.mkdir(parents=True, exist_ok=True)
     return _audited(config, sources, out, Path(target), surface, tell)

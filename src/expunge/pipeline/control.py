@@ -80,7 +80,7 @@ def _retrained(config: Any, out: Path, tell: Tell) -> Path:
     train(Loop(task, model, request.replace(forget=(), retain=rows), terms, train_config, work, report))
     fields = _fields(request.forget, request.fingerprints, "retrained", config)
     save_artifact(out, model, base.codec.tokenizer, kind="control",
-                  notes=_never_saw(request.forget) | {"base": config.base},
+                  notes=_never_saw(request.forget) | {"base": config.base, "base_digest": base.manifest.digest},
                   **fields)  # fmt: skip
     import shutil
 
@@ -96,7 +96,7 @@ def _predecessor(config: Any, out: Path, tell: Tell) -> Path:
     tell("copying the predecessor", 0.5, config.base)
     fields = _fields(forget, {}, "predecessor", config)
     save_artifact(out, merged(base.load()), base.codec.tokenizer, kind="control",
-                  notes=_never_saw(forget) | {"base": config.base},
+                  notes=_never_saw(forget) | {"base": config.base, "base_digest": base.manifest.digest},
                   **fields)  # fmt: skip
     return out
 

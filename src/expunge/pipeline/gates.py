@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -48,6 +49,8 @@ def parse(text: str) -> Gate:
         limit = float(raw)
     except ValueError:
         raise UsageError(f"--gate {text}: '{raw}' is not a number.") from None
+    if not math.isfinite(limit):
+        raise UsageError(f"--gate {text}: '{raw}' is no limit.")
     known = {f"{short}_{s}": (a, s) for short, a in _names().items() for s in SPLITS}
     if name not in known:
         raise UsageError(f"--gate {text}: there is no measurement '{name}'.{nearest(name, known)}")

@@ -40,7 +40,9 @@ def gathered(
         return Evidence(handles[name], store, max_tokens=config.max_new_tokens, progress=progress)
 
     matched = sources.control.matched if sources.control else ()
-    shared: dict[str, Evidence] = {}  # a model in two roles (an audited model that is its own original) is asked once
+    shared: dict[
+        str, Evidence
+    ] = {}  # a model in two roles (an audited model that is its own original) is asked once
     for name, handle in handles.items():
         shared.setdefault(handle.manifest.digest, evidence(name))
     roles: dict[str, Any] = {name: shared[handle.manifest.digest] for name, handle in handles.items()}

@@ -23,10 +23,10 @@ def purge(run: Path) -> dict[str, int]:
     Returns how much was erased, by place. Raises UsageError when `run` is no finished run.
     """
     manifest_path = run / "artifact" / MANIFEST
-    if not manifest_path.exists():
-        raise UsageError(
-            f"{run} is no finished run (it has no artifact/{MANIFEST}); there is nothing to purge."
-        )
+    if not (run / "config.yaml").exists():
+        raise UsageError(f"{run} is no run directory (it has no config.yaml); there is nothing to purge.")
+    if not manifest_path.exists():  # interrupted: its checkpoints hold weights that still know
+        return _half_done(run)
     rows = [row for path in sorted((run / "requests").glob("*.jsonl")) for row in _rows(path)]
     counts = {"stored results": _store(run, rows), "examples": _examples(run)}
     counts["request files"] = len(list((run / "requests").glob("*.jsonl")))
@@ -46,6 +46,15 @@ def purge(run: Path) -> dict[str, int]:
         page.write_report(run)
         card.write_card(run)
     return counts
+
+
+def _half_done(run: Path) -> dict[str, int]:
+    """Erases what an interrupted run has left."""
+    counts = {"checkpoints": len(list((run / "checkpoints").glob("step-*")))}
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    counts["request files"] = len(list((run / "requests").glob("*.jsonl")))
+    shutil.rmtree(run / "requests", ignore_errors=True)
+    return counts | {"rows handed over from Python": _handed_over(run)}
 
 
 def _handed_over(run: Path) -> int:

@@ -23,6 +23,11 @@ def find(name: str) -> Path:
         return known[name]
     if Path(name).suffix in (".yaml", ".yml"):
         return Path(name)
+    if "/" in name or Path(name).exists():
+        raise UsageError(
+            f"'{name}' is no recipe and no finished run. A model is named by a flag: --model {name}. "
+            "A recipe ends in .yaml."
+        )
     raise UsageError(f"recipe '{name}' not found.{nearest(name, known)} See: expunge list recipes")
 
 
@@ -58,7 +63,15 @@ def read(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; people mean a number."""
+    """YAML 1.1 reads 1e-3 as text, where people mean a number, and lets a second `lr:` silently win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

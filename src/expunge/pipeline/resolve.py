@@ -174,6 +174,10 @@ def continued(config: RunConfig, tell: Tell, run: Path | None = None) -> Sources
     last = read_manifest(run / "artifact").requests[-1] if run else None
     forget = own_rows(run, last) if run and last else read_rows(config.forget, "--forget")
     repeated = {known for s in served for known in s.digests}
+    if not run and all(row_digest(row) in repeated for row in forget):
+        raise UsageError(
+            f"{config.forget}: {parent} was asked to forget all of these rows before; there is nothing new."
+        )
     gone = repeated | {row_digest(row) for row in forget} | set(last.digests if last else ())
     source = read_rows(config.retain, "--retain") if config.retain else before.request.retain
     retain = tuple(row for row in source if row_digest(row) not in gone)
@@ -204,13 +208,19 @@ def _inherited(control: Control | None, earlier: set[str]) -> Control | None:
     return Control(control.kind, control.path, covers)
 
 
-def check_vocabulary(original: str, control: Control, template: str | None) -> None:
-    """AbsentError when the control reads text by other tokens, so that scores per token cannot be compared."""
+def check_control(original: str, control: Control, template: str | None) -> None:
+    """UsageError when the control is the original or was trained from it, AbsentError when it reads text by other
+    tokens, so that scores per token cannot be compared."""
     if control.kind == "data_side":
         return
-    ours, theirs = (
-        open_handle(p, template=template).codec.tokenizer.get_vocab() for p in (original, control.path)
-    )
+    opened = [open_handle(path, template=template) for path in (original, control.path)]
+    made_of = opened[1].manifest.notes.get("base_digest")
+    if opened[0].manifest.digest in (opened[1].manifest.digest, made_of):
+        raise UsageError(
+            f"the control {control.path} {'was trained from' if made_of else 'is'} the original itself, which knows "
+            "the forget rows. A control never knew them: make it from a base from before it saw them."
+        )
+    ours, theirs = (handle.codec.tokenizer.get_vocab() for handle in opened)
     if ours != theirs:
         raise AbsentError(
             f"the control {control.path} has another vocabulary than {original} ({len(theirs)} and {len(ours)} "

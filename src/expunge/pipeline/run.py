@@ -23,7 +23,7 @@ from expunge.methods.terms import settings
 from expunge.metrics.conventions import conventions
 from expunge.pipeline import gates, recipes
 from expunge.pipeline.measuring import SHOWN, audit
-from expunge.pipeline.resolve import Sources, Tell, check_vocabulary, resolve
+from expunge.pipeline.resolve import Sources, Tell, check_control, resolve
 from expunge.pipeline.unlearning import unlearn
 from expunge.records import (
     AbsentError,
@@ -62,7 +62,7 @@ def run_directory(config: RunConfig) -> Path:
         return Path(config.out)
     what = Path(config.forget).stem if config.forget else (config.split if config.tofu else "pocket")
     method = Path(config.method.split(":")[0]).stem
-    return Path("runs") / f"{method}-{what}-{key(config)[:8]}"
+    return Path("runs") / f"{method[:40]}-{what[:40]}-{key(config)[:8]}"
 
 
 def check(config: RunConfig) -> None:
@@ -134,7 +134,7 @@ def run(config: RunConfig, tell: Tell, *, audits: bool = True) -> Outcome:
         with phases.timed("prepare"):
             sources = resolve(config, tell)
             if sources.control:
-                check_vocabulary(sources.original, sources.control, config.template)
+                check_control(sources.original, sources.control, config.template)
         with phases.timed("unlearn"):
             unlearn(config, sources, directory, tell)
     if not world().main:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from expunge import catalog
 from expunge.artifact.model import ModelHandle, merged
-from expunge.artifact.opening import MANIFEST, now, open_handle, read_manifest, save_artifact
+from expunge.artifact.opening import MANIFEST, now, open_handle, quiet_peft, read_manifest, save_artifact
 from expunge.artifact.store import write_json, write_text
 from expunge.data.request import ForgetRequest, row_digest, write_rows
 from expunge.data.text import windows
@@ -111,7 +110,7 @@ def with_adapter(config: RunConfig, model: Any, task: CausalLM, terms: list[Term
     """The model with a LoRA adapter on its linear layers (or those the objective trains); as it is without."""
     if config.adapter == "none":
         return model
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    quiet_peft()
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:

@@ -168,6 +168,10 @@ def _bar(result: AuditResult) -> list[list[float]]:
     return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
+SIZES = {"control": 11, "control_2": 7, "unlearned": 6}
+"""An unlearned model that has reached the control is seen on top of it, not lost behind it."""
+
+
 def _point(axes: Axes, point: Point) -> None:
     ink = MODEL_INK[point.model]
     axes.errorbar(
@@ -177,10 +181,10 @@ def _point(axes: Axes, point: Point) -> None:
         yerr=_bar(point.y),
         fmt=SHAPES[point.model],
         color=ink,
-        markersize=8 if point.model != "control_2" else 7,
+        markersize=SIZES.get(point.model, 8),
         elinewidth=1.3,
         markerfacecolor=ink if point.model != "control_2" else "none",
-        zorder=4,
+        zorder=5 if point.model == "unlearned" else 4,
     )
 
 

@@ -363,7 +363,9 @@ def _costs(run: Run) -> Pairs:
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
+    )
 
 
 def _plain(values: Mapping[str, Any]) -> Pairs:
@@ -421,7 +423,8 @@ def _provenance(run: Run) -> Pairs:
     m = run.manifest
     if m is None:
         return []
-    parent = f"{m.parent.path} (digest {m.parent.digest})" if m.parent else "none recorded"
+    # The page is passed on: a machine's folders are nobody's business.
+    parent = f"{Path(m.parent.path).name} (digest {m.parent.digest})" if m.parent else "none recorded"
     pairs = [
         ("Artifact", f"{m.kind}, {names.FAMILIES.get(m.family, m.family)}"),
         ("Digest", m.digest),
