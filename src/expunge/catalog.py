@@ -312,8 +312,3 @@ def read_hyper(role: str, objective: Objective, given: dict[str, Any]) -> dict[s
                 f"--{role}.{name} {raw}: '{name}' of objective '{objective.name}' must be above 0."
             )
     return out
-
-
-def describe_module(path: Path) -> str:
-    """First line of a file's docstring."""
-    return first_line(_docstring(parse(path)))

@@ -117,9 +117,6 @@ def needs_of(names: Iterable[str], splits: Mapping[str, Split]) -> dict[str, set
     return found
 
 
-Progress = Callable[[str], None]
-
-
 class Audit:
     """One audit of one request: views of all models, the log of finished results, and the arithmetic."""
 
@@ -143,11 +140,10 @@ class Audit:
             splits = {n: Split(n, matched[n], True) for n in splits if matched.get(n)}
         return View(evidence, splits, self.conventions)
 
-    def run(self, names: list[str], progress: Progress = lambda _: None) -> list[AuditResult]:
+    def run(self, names: list[str]) -> list[AuditResult]:
         """All results of the named audits, those of an earlier, interrupted run included."""
         needs = needs_of(names, self.splits)
-        for model, view in self.views.items():
-            progress(f"scoring and asking the {model}")
+        for view in self.views.values():
             view.gather({split: wanted for split, wanted in needs.items() if split in view.splits})
             view.evidence.release()
         results = []
